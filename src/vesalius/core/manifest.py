@@ -1,0 +1,186 @@
+"""The user's dataset: paths and facts, no voxels; and its patient-wise splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import DataError, UsageError, nearest
+
+
+@dataclass(frozen=True)
+class CaseRef:
+    """One row of the dataset: names and paths (relative to the manifest's root, or absolute; 'file.h5:key' names an array in a file)."""
+
+    id: str
+    patient: str
+    split: str = ""
+    exam: str = ""
+    source: str = ""
+    images: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    rois: Mapping[str, str] = field(default_factory=dict)
+    points: Mapping[str, str] = field(default_factory=dict)
+    boxes: Mapping[str, str] = field(default_factory=dict)
+    text: Mapping[str, str] = field(default_factory=dict)
+    table: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids for training, validation and test; no patient is in two of them."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    name: str = "declared"
+
+    def to_json(self) -> dict:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, record: Mapping) -> Split:
+        return cls(tuple(record["train"]), tuple(record["val"]), tuple(record["test"]), record.get("name", "declared"))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dataset. ``labels``: name -> value in the label files, background first; ``ignore``: the value that means 'nobody said';
+    ``instances``: label files hold object ids; ``regions``: name -> values (nnU-Net's region labels); ``channels``: image names."""
+
+    name: str
+    root: Path
+    dims: int
+    channels: tuple[str, ...]
+    labels: Mapping[str, int]
+    cases: tuple[CaseRef, ...]
+    modality: str = ""
+    licence: str = ""
+    source: str = ""
+    note: str = ""
+    spacing_mm: tuple[float, ...] | None = None
+    ignore: int | None = None
+    instances: bool = False
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    mirror: tuple[tuple[str, str], ...] = ()
+    layout: str = "vesalius"
+    built_in: Any = None  # a phantom: CaseRef -> Case without files
+
+    def __post_init__(self):
+        seen: dict[str, CaseRef] = {}
+        for case in self.cases:
+            if case.id in seen:
+                raise DataError("two rows have the same case id", where=self.root, found=f"'{case.id}'", fix="give every case its own id")
+            seen[case.id] = case
+        by_patient = defaultdict(set)
+        for case in self.cases:
+            if case.split:
+                by_patient[case.patient].add(case.split)
+        both = {p: s for p, s in by_patient.items() if len(s) > 1}
+        if both:
+            patient, splits = next(iter(both.items()))
+            raise DataError(
+                f"patient '{patient}' is in more than one split",
+                where=self.root,
+                found=", ".join(sorted(splits)) + (f" (and {len(both) - 1} more such patients)" if len(both) > 1 else ""),
+                allowed="every case of a patient in one split",
+                fix="correct the 'split' column: a patient in both makes test numbers too good",
+            )
+
+    # labels
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names by class index; index 0 is background."""
+        return tuple(self.labels)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Value in the label files by class index."""
+        return tuple(self.labels.values())
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels)
+
+    # cases
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, case: str) -> CaseRef:
+        for ref in self.cases:
+            if ref.id == case:
+                return ref
+        raise UsageError(f"unknown case '{case}'", where=self.name, fix=nearest(case, [c.id for c in self.cases]))
+
+    def where(self, split: str) -> tuple[str, ...]:
+        return tuple(c.id for c in self.cases if c.split == split)
+
+    def only(self, ids: Iterable[str]) -> Manifest:
+        keep = set(ids)
+        return replace(self, cases=tuple(c for c in self.cases if c.id in keep))
+
+    def digest(self) -> str:
+        """sha256 over everything that decides what is learnt: names, labels, rows. (File contents have their own digest in the cache.)"""
+        record = [self.name, self.dims, list(self.channels), dict(self.labels), [asdict(c) for c in self.cases]]
+        return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
+
+    # splits
+    def split(
+        self, fold: int | None = None, folds: int = 5, *, val: float = 0.15, test: float = 0.2, seed: int = 0, strata: Mapping | None = None
+    ) -> Split:
+        """The declared split where there is one, else a patient-wise, stratified, seeded one.
+
+        A declared 'test' is never touched; validation cases are taken from the training patients when none are declared (at least one
+        patient, and only where three or more patients train). With ``fold``: fold ``fold`` of ``folds`` over the non-test cases is the
+        validation set, as in nnU-Net. ``strata`` maps case id -> any label; each patient counts as its first case's stratum.
+        """
+        declared = {s: self.where(s) for s in ("train", "val", "test")}
+        strata = strata or {}
+        rest = [c.id for c in self.cases if c.split not in ("test", "val")]
+        held, valid = declared["test"], declared["val"]
+        if not any(declared.values()) and fold is None:
+            held = self._part(rest, 1 / test, 0, seed, strata) if test and self._patients(rest) > 2 else ()
+            rest = [c for c in rest if c not in set(held)]
+        if fold is not None:
+            rest += list(valid)
+            if not 0 <= fold < folds:
+                raise UsageError("no such fold", found=fold, allowed=f"0 to {folds - 1}")
+            if self._patients(rest) < folds:
+                raise DataError(
+                    f"{folds} folds need at least {folds} patients", where=self.name, found=self._patients(rest), fix="ask for fewer folds"
+                )
+            valid = self._part(rest, folds, fold, seed, strata)
+        elif not valid and val and self._patients(rest) > 2:
+            valid = self._part(rest, 1 / val, 0, seed, strata)
+        train = tuple(c for c in rest if c not in set(valid))
+        if not train:
+            raise DataError("no case is left to train on", where=self.name, found={k: len(v) for k, v in declared.items()})
+        return Split(train, tuple(valid), tuple(held), name="declared" if fold is None else f"fold {fold} of {folds}")
+
+    def _patients(self, ids: Sequence[str]) -> int:
+        return len({self[i].patient for i in ids})
+
+    def _part(self, ids: Sequence[str], parts: float, k: int, seed: int, strata: Mapping) -> tuple[str, ...]:
+        """The k-th of about ``parts`` equal patient groups, each stratum dealt out in turn."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for i in ids:
+            groups[self[i].patient].append(i)
+        by_stratum: dict[str, list[str]] = defaultdict(list)
+        for patient, members in groups.items():
+            by_stratum[str(strata.get(members[0], self[members[0]].source))].append(patient)
+        rng = np.random.default_rng([seed, 7])
+        deck = []
+        for stratum in sorted(by_stratum):
+            patients = sorted(by_stratum[stratum])
+            deck += [patients[j] for j in rng.permutation(len(patients))]
+        every = max(2.0, parts)
+        chosen = {p for n, p in enumerate(deck) if int(n % every) == k} or {deck[0]}
+        return tuple(i for i in ids if self[i].patient in chosen)

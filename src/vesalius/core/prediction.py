@@ -1,0 +1,66 @@
+"""What a method gives: a mirror of the case; and one row of a result table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from .case import Boxes, Image, LabelMap, Points
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Every spatial field carries its own geometry; after ``engine.infer`` all lie on the original grid.
+
+    ``probability`` has one channel per class (softmax: background first) and is what ``restore`` resamples before it takes the most
+    probable class on the original grid; ``labels`` given by a method itself are resampled as label maps. ``samples`` is (S, K, *spatial).
+    ``outlines`` are polygons (n, 2) and ``meshes`` (vertices, faces), both in world mm, rasterised on the original grid.
+    ``displacement`` (d, *spatial) is in world mm. ``notes`` are sentences for the person (no marker found, fell back to...).
+    """
+
+    labels: Mapping[str, LabelMap] = field(default_factory=dict)
+    images: Mapping[str, Image] = field(default_factory=dict)
+    probability: Image | None = None
+    uncertainty: Image | None = None
+    samples: Image | None = None
+    points: Mapping[str, Points] = field(default_factory=dict)
+    boxes: Mapping[str, Boxes] = field(default_factory=dict)
+    instances: LabelMap | None = None
+    outlines: Mapping[str, np.ndarray] = field(default_factory=dict)
+    meshes: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    displacement: Image | None = None
+    text: Mapping[str, str] = field(default_factory=dict)
+    table: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def with_(self, **fields: Any) -> Prediction:
+        return replace(self, **fields)
+
+    @property
+    def label(self) -> LabelMap | None:
+        """The main label map."""
+        return next(iter(self.labels.values()), None)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One row: a metric of a structure in a case. ``value`` None is undefined (an empty mask), counted and shown, never replaced."""
+
+    case: str
+    metric: str
+    value: float | None
+    structure: str = ""
+    patient: str = ""
+    query: str = ""
+    rater: str = ""
+    step: int | None = None
+    kind: Literal["quality", "cost"] = "quality"
+    note: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict:
+        row = {k: getattr(self, k) for k in self.__dataclass_fields__ if k != "extra"}
+        return {**{k: v for k, v in row.items() if v not in ("", None) or k == "value"}, **self.extra}
