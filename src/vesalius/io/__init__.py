@@ -1,1 +1,19 @@
+"""Files to core objects and back: NIfTI, MHA, NRRD, DICOM series, pictures, HDF5 and NumPy arrays; and atomic writing.
 
+Importing this package loads no format library; the first read or write does.
+"""
+
+from importlib import import_module
+
+from .atomic import atomic, atomic_write_bytes, atomic_write_json, atomic_write_text
+from .kind import sniff
+from .notes import VesaliusNote
+
+_HOMES = {name: "files" for name in ("read_image", "read_labels", "write_image", "write_labels", "header")}
+__all__ = [*_HOMES, "atomic", "atomic_write_bytes", "atomic_write_json", "atomic_write_text", "sniff", "VesaliusNote"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vesalius.io' has no attribute '{name}'")
+    return getattr(import_module(f"vesalius.io.{_HOMES[name]}"), name)

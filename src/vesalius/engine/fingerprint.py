@@ -1,0 +1,66 @@
+"""Facts of the training cases: sizes, spacings, intensities, class shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..core.case import Case
+from ..core.errors import DataError
+from ..core.manifest import Manifest
+from ..core.plan import Fingerprint
+
+_SAMPLES = 20000  # voxels a case gives to the intensity facts
+
+
+def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Case]) -> Fingerprint:
+    """Read the cases ``ids`` (training cases only) once. ``read`` gives the native case."""
+    shapes, spacings, classes, sizes = [], [], {}, {}
+    values: dict[str, list[np.ndarray]] = {c: [] for c in manifest.channels}
+    zeros: dict[str, list[float]] = {c: [] for c in manifest.channels}
+    for i in ids:
+        case = read(i)
+        if not case.images:
+            continue
+        grid = case.geometry.canonical()
+        shapes.append(grid.shape)
+        spacings.append(grid.spacing)
+        label = next(iter(case.labels.values()), None)
+        inside = None
+        if label is not None and not label.overlapping:
+            data = np.asarray(label.data)
+            if not manifest.instances:
+                counts = np.bincount(np.clip(data, 0, None).ravel(), minlength=manifest.classes)
+                counts[0] -= int((data < 0).sum())
+                classes[i] = {n: int(c) for n, c in zip(manifest.names, counts, strict=False)}
+            inside = data > 0
+        rng = np.random.default_rng(len(shapes))
+        for name, image in case.images.items():
+            if name not in values:
+                continue
+            data = np.asarray(image.data)
+            sizes[name] = data.shape[0]
+            chosen = data[:, inside] if inside is not None and inside.any() else data.reshape(data.shape[0], -1)
+            flat = chosen.ravel()
+            values[name].append(rng.choice(flat, min(_SAMPLES, flat.size), replace=False).astype(np.float32))
+            zeros[name].append(float((data == data.min()).mean()))
+    if not shapes:
+        raise DataError("no training case has an image", where=manifest.name, fix="this method needs images")
+    if classes and not any(c for counts in classes.values() for n, c in counts.items() if n != manifest.names[0]):
+        raise DataError(
+            "no training case has any foreground", where=manifest.name, found=f"{len(classes)} labels of background only",
+            fix="check the label values in dataset.toml: 'vesalius check' lists them",
+        )
+    intensities = {}
+    for name, parts in values.items():
+        if not parts:
+            continue
+        v = np.concatenate(parts)
+        v = v[np.isfinite(v)]
+        p005, p995 = np.percentile(v, [0.5, 99.5])
+        intensities[name] = {
+            "min": float(v.min()), "max": float(v.max()), "mean": float(v.mean()), "sd": float(max(v.std(), 1e-8)),
+            "p005": float(p005), "p995": float(p995), "zero_share": float(np.mean(zeros[name])),
+        }
+    return Fingerprint(tuple(ids), tuple(shapes), tuple(spacings), intensities, classes, sizes)

@@ -1,0 +1,414 @@
+"""The one training loop.
+
+Every update is a function of (weights, seed, stage, step): draws are (``sample``), and torch's generator is seeded anew each step. A
+training that was killed and resumed therefore ends in the same weights, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core.case import Case
+from ..core.errors import RunError, UsageError
+from ..core.manifest import Manifest
+from ..core.method import Clock, Method, Stage
+from ..core.plan import Plan
+from ..core.prediction import Prediction, Score
+from ..methods.learned import LearnedMethod
+from . import checkpoint
+from .prepare import Cache
+from .progress import Progress
+from .sample import Draws, loader
+
+_PATIENCE = 10  # non-finite updates in a row before a training gives up
+
+
+@dataclass
+class Budget:
+    """``iterations`` of the loop, or ``minutes`` of wall time (turned into iterations by timing a copy, once, and recorded)."""
+
+    iterations: int | None = None
+    minutes: float | None = None
+    patience: int | None = None  # validations without improvement before stopping
+    checks: int = 5  # validations
+    save_every: float = 60.0  # seconds between checkpoints
+
+
+class Interrupted(RunError):
+    """Ctrl-C or SIGTERM: the checkpoint is on disk."""
+
+    exit_code = 130
+
+
+@dataclass
+class Training:
+    """Lent to ``Method.fit`` (``core.method.Run``): trains methods in the loop, infers, splits, scores and logs, all in one folder."""
+
+    out: Path
+    manifest: Manifest
+    plan: Plan
+    read: Callable[[str], Case]
+    seed: int
+    budget: Budget
+    device: str
+    score_cases: Callable[[Method, Sequence[str]], float]
+    infer_case: Callable[[Method, str], tuple[Case, Prediction]]
+    score_case: Callable[[Prediction, Case], list[Score]]
+    progress: Progress = field(default_factory=Progress)
+    facts: dict[str, Any] = field(default_factory=dict)
+    resume: bool = False
+
+    def __post_init__(self):
+        self.rng = np.random.default_rng([self.seed, 1])
+        self._calls = 0
+        self._log = _Log(self.out / "log.csv")
+
+    # what methods ask for
+    def prepared(self, case: str, method: Method | None = None) -> Case:
+        return Cache(self.manifest, self.plan, method, self.read)[case].case()
+
+    def infer(self, method: Method, cases: Sequence[str]) -> Iterable[tuple[Case, Prediction]]:
+        for case in cases:
+            yield self.infer_case(method, case)
+
+    def folds(self, cases: Sequence[str], k: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        part = self.manifest.only(cases)
+        return [(s.train, s.val) for s in (part.split(fold, k, seed=self.seed) for fold in range(k))]
+
+    def score(self, prediction: Prediction, case: Case) -> list[Score]:
+        return self.score_case(prediction, case)
+
+    def log(self, **values: float) -> None:
+        self.facts.setdefault("logged", {}).update({k: float(v) for k, v in values.items()})
+
+    def train(self, method: Method, train: Sequence[str], val: Sequence[str], **budget: Any) -> None:
+        """Optimise a LearnedMethod. ``name`` tells several trainings of one run apart; ``share`` scales the budget."""
+        share = float(budget.pop("share", 1.0))
+        name = str(budget.pop("name", "main" if self._calls == 0 else f"part{self._calls}"))
+        if budget:
+            raise UsageError("run.train takes 'name' and 'share'", found=sorted(budget))
+        if not isinstance(method, LearnedMethod):
+            raise UsageError("run.train optimises a LearnedMethod", found=type(method).__name__)
+        self._calls += 1
+        _Loop(self, method, train, val, name, share).run()
+
+
+class _Loop:
+    """One call of ``Training.train``: stages in order, validations, checkpoints."""
+
+    def __init__(self, run: Training, method: LearnedMethod, train: Sequence[str], val: Sequence[str], name: str, share: float):
+        self.run_, self.method, self.train, self.val, self.name, self.share = run, method, list(train), list(val), name, share
+        self.folder = run.out / "checkpoint"
+        self.last, self.best = self.folder / f"{name}.safetensors", self.folder / f"{name}.best.safetensors"
+        self.stages: Sequence[Stage] = method.stages()
+        self.stage, self.step = 0, 0
+        self.best_value, self.stale, self.skipped, self.precision = -math.inf, 0, 0, run.plan.precision
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._stop = False
+
+    def run(self) -> None:
+        torch.set_num_threads(self.run_.plan.threads)
+        torch.manual_seed(self.run_.seed)
+        resumed = self._resume() if self.run_.resume and self.last.exists() else None
+        cache = Cache(self.run_.manifest, self.run_.plan, self.method, self.run_.read)
+        self.cases = [cache[c] for c in self._prepare(cache)]
+        self._decide()
+        with _signals(self):
+            while self.stage < len(self.stages):
+                self._stage(resumed)
+                resumed = None
+                self.stage, self.step = self.stage + 1, 0
+        self._use_best()
+        self.method.eval()
+
+    # one stage
+    def _stage(self, tensors: dict | None) -> None:
+        stage, run = self.stages[self.stage], self.run_
+        method = self.method.to(run.device)
+        for name, parameter in method.named_parameters():
+            if stage.trainable:
+                parameter.requires_grad_(name.startswith(stage.trainable))
+        self.optimizers = method.optimizers()
+        if tensors is not None:
+            checkpoint.load_optimizers(self.optimizers, tensors)
+        else:
+            for part in stage.reinit:
+                _reset(method.get_submodule(part), run.seed + 1000 * (self.stage + 1))
+        rates = {n: [g["lr"] for g in o.param_groups] for n, o in self.optimizers.items()}
+        total = max(1, int(round(self.total * stage.share)))
+        draws = Draws(self.cases, method, run.manifest, stage, seed=run.seed, number=self.stage, start=self.step, total=total)
+        checks = {max(1, round(total * (i + 1) / run.budget.checks)) for i in range(run.budget.checks)} if self.val else set()
+        fabric, module = self._lend()
+        saved = time.monotonic()
+        title = f"training {self.name}" if len(self.stages) == 1 else f"training {self.name}/{stage.name}"
+        recent: list[float] = []
+        with run.progress.task(title, total, self.step) as advance:
+            for batch in loader(draws, run.plan.workers):
+                method.train()
+                clock = Clock(self.step, total, self.step // draws.epoch_length, stage.name)
+                torch.manual_seed(_mix(run.seed, self.stage, self.step))
+                for name, optimizer in self.optimizers.items():
+                    for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
+                        group["lr"] = rate * method.learning_rate(clock)
+                terms, fine = _update(fabric, module, method, self.optimizers, batch.to(run.device), clock)
+                method.after_step(clock)
+                self.step += 1
+                if fine:
+                    self._bad = 0
+                    recent = [*recent[-19:], terms["loss"]]
+                else:
+                    fabric, module = self._not_finite(clock, fabric, module)
+                if self.step % 10 == 0 or self.step == total:
+                    run._log.row(self.name, stage.name, self.step, terms)
+                advance(1, f"loss {np.mean(recent):.3f}" if recent else "")
+                if self.step in checks:
+                    if self._validate(stage):
+                        break
+                if self._stop or time.monotonic() - saved > run.budget.save_every:
+                    self._save()
+                    saved = time.monotonic()
+                if self._stop:
+                    raise Interrupted("interrupted; the checkpoint is saved", where=run.out, fix="continue with --resume")
+        self.step = total
+        self._save()
+
+    _bad = 0
+
+    def _not_finite(self, clock: Clock, fabric, module):
+        """A loss or gradient that is not finite: the update was skipped; bf16 gives way to fp32; fp32 gives up after a while."""
+        self._bad += 1
+        self.skipped += 1
+        if self.precision != "32" and self._bad >= 3:
+            self.precision = "32"
+            self.run_.progress.say(f"step {clock.step}: numbers overflowed in bf16; going on in fp32")
+            self.run_.facts.setdefault("notes", []).append(f"{self.name}: bf16 gave non-finite updates at step {clock.step}, fp32 from there")
+            return self._lend()
+        if self._bad >= _PATIENCE:
+            raise RunError(
+                f"the loss is not finite {_PATIENCE} times in a row", where=self.run_.out, found=f"step {clock.step}",
+                fix=f"lower the learning rate (--set lr=...); the last good weights are in {self.last}",
+            )
+        return fabric, module
+
+    # deciding
+    def _prepare(self, cache: Cache) -> list[str]:
+        with self.run_.progress.task("preparing cases", len(self.train)) as advance:
+            for case in self.train:
+                cache[case]
+                advance(1)
+        return self.train
+
+    def _decide(self) -> None:
+        """Iterations and precision, from the budget and a timing of a copy; recorded, so that a resumed run does not decide anew."""
+        run, key = self.run_, f"budget.{self.name}"
+        if key not in run.facts:
+            iterations = run.budget.iterations or run.plan.iterations
+            precision, seconds, why = _calibrate(self, timed=run.budget.minutes is not None)
+            if run.budget.minutes is not None:
+                iterations = max(1, int(run.budget.minutes * 60 * self.share / seconds))
+            else:
+                iterations = max(1, int(round(iterations * self.share)))
+            run.facts[key] = {"iterations": iterations, "precision": precision, "why": why}
+            run.facts["save"]()
+        self.total = run.facts[key]["iterations"]
+        if self.precision == "auto":
+            self.precision = run.facts[key]["precision"]
+
+    def _lend(self):
+        """The method wrapped by Lightning Fabric for this device and precision."""
+        from lightning_fabric import Fabric
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            accelerator = "cuda" if self.run_.device.startswith("cuda") else "cpu"
+            fabric = Fabric(accelerator=accelerator, devices=1, precision="bf16-mixed" if self.precision == "bf16" else "32-true")
+            module = fabric.setup_module(self.method, move_to_device=False)
+            module.mark_forward_method("losses")
+        return fabric, module
+
+    # validating, saving
+    def _validate(self, stage: Stage) -> bool:
+        """True when training should stop early. The best weights so far are kept on disk."""
+        self.method.eval()
+        value = self.run_.score_cases(self.method, self.val)
+        self.run_._log.row(self.name, stage.name, self.step, {"val_dsc": value})
+        if math.isfinite(value) and value > self.best_value:
+            self.best_value, self.stale = value, 0
+            tensors, facts = checkpoint.method_tensors(self.method)
+            checkpoint.write(self.best, tensors, {"facts": facts, "step": self.step, "value": value})
+        else:
+            self.stale += 1
+        return self.run_.budget.patience is not None and self.stale >= self.run_.budget.patience
+
+    def _save(self) -> None:
+        tensors, facts = checkpoint.method_tensors(self.method)
+        record = {
+            "facts": facts, "stage": self.stage, "step": self.step, "best": self.best_value if math.isfinite(self.best_value) else None,
+            "stale": self.stale, "skipped": self.skipped, "precision": self.precision, "bad": self._bad,
+        }
+        checkpoint.write(self.last, {**tensors, **checkpoint.optimizer_tensors(self.optimizers)}, record)
+
+    def _resume(self) -> dict:
+        tensors, record = checkpoint.read(self.last)
+        checkpoint.load_method(self.method, tensors, record["facts"], self.last)
+        self.stage, self.step, self.stale, self.skipped = record["stage"], record["step"], record["stale"], record["skipped"]
+        self.best_value = -math.inf if record["best"] is None else record["best"]
+        self.precision, self._bad = record["precision"], record["bad"]
+        self.run_._log.trim(self.name, self.stages[self.stage].name, self.step)
+        self.run_.progress.say(f"resuming {self.name} at step {self.step}")
+        return tensors
+
+    def _use_best(self) -> None:
+        if self.val and self.best.exists():
+            tensors, record = checkpoint.read(self.best)
+            checkpoint.load_method(self.method, tensors, record["facts"], self.best)
+            self.run_.facts[f"best.{self.name}"] = {"step": record["step"], "val_dsc": record["value"]}
+        if self.skipped:
+            self.run_.facts.setdefault("notes", []).append(f"{self.name}: {self.skipped} updates with non-finite numbers were skipped")
+
+
+def _update(fabric, module, method: LearnedMethod, optimizers: dict, batch, clock: Clock) -> tuple[dict[str, float], bool]:
+    """All turns of one iteration. Returns the terms' values and whether every loss and gradient was finite; a turn that was not is skipped."""
+    values: dict[str, float] = {}
+    fine = True
+    for turn in method.turns(clock):
+        optimizer = optimizers.get(turn, optimizers.get("main"))
+        for o in optimizers.values():
+            o.zero_grad(set_to_none=True)
+        terms = module.losses(batch, clock, turn)
+        loss = sum(terms.values())
+        values.update({k: float(v.detach()) for k, v in terms.items()})
+        values["loss"] = values.get("loss", 0.0) + float(loss.detach())
+        if not math.isfinite(values["loss"]):
+            fine = False
+            continue
+        fabric.backward(loss)
+        held = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(held, method.clip) if held else torch.zeros(())
+        if not torch.isfinite(norm):
+            fine = False
+            continue
+        optimizer.step()
+    return values, fine
+
+
+def _calibrate(loop: _Loop, timed: bool) -> tuple[str, float, str]:
+    """(precision, seconds per step, why): a copy of the method takes a few steps in fp32 and, where the processor has it, in bf16, which is
+    taken when its losses stay within 5 % of fp32's and it is at least 1.15 times as fast."""
+    run, method = loop.run_, loop.method
+    wanted = run.plan.precision
+    candidates = [wanted] if wanted != "auto" else ["32", *(["bf16"] if _has_bf16(run.device) else [])]
+    if not timed and len(candidates) == 1:
+        return candidates[0], 0.0, "as planned"
+    draws = Draws(loop.cases, method, run.manifest, loop.stages[0], seed=run.seed, number=999, start=0, total=8)
+    tick = time.perf_counter()
+    batches = [draws[i] for i in range(5)]
+    load = (time.perf_counter() - tick) / 5
+    found: dict[str, tuple[float, list[float]]] = {}
+    for precision in candidates:
+        torch.manual_seed(run.seed)
+        copied = _Loop(run, copy.deepcopy(method).to(run.device), [], [], "calibration", 1.0)
+        copied.precision = precision
+        optimizers = copied.method.optimizers()
+        fabric, module = copied._lend()
+        seconds, losses = [], []
+        copied.method.train()
+        for i, batch in enumerate(batches):
+            torch.manual_seed(_mix(run.seed, 99, i))
+            tick = time.perf_counter()
+            terms, fine = _update(fabric, module, copied.method, optimizers, batch.to(run.device), Clock(i, 1000))
+            copied.method.after_step(Clock(i, 1000))
+            seconds.append(time.perf_counter() - tick)
+            losses.append(terms["loss"] if fine else math.nan)
+        found[precision] = (float(np.median(seconds[1:])), losses)
+    chosen, why = candidates[0], f"{found[candidates[0]][0]:.3f} s a step"
+    if len(candidates) == 2:
+        (slow, reference), (fast, other) = found["32"], found["bf16"]
+        off = max(abs(a - b) / max(abs(a), 1e-6) for a, b in zip(reference, other, strict=True))
+        if math.isfinite(off) and off < 0.05 and fast * 1.15 < slow:
+            chosen = "bf16"
+        why = f"bf16 {slow / fast:.2f} times as fast as fp32, losses within {100 * off:.1f} %: {chosen} chosen"
+    cores = max(1, run.plan.threads)
+    return chosen, found[chosen][0] + load / cores, why
+
+
+def _has_bf16(device: str) -> bool:
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _reset(module: torch.nn.Module, seed: int) -> None:
+    torch.manual_seed(seed)
+    for part in module.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class _signals:
+    """While training, the first Ctrl-C or SIGTERM asks the loop to save and stop; a second Ctrl-C stops at once."""
+
+    def __init__(self, loop: _Loop):
+        self.loop, self.old = loop, {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+
+        def ask(number: int, _frame: object) -> None:
+            if self.loop._stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.loop._stop = True
+
+        for s in (signal.SIGINT, signal.SIGTERM):
+            self.old[s] = signal.signal(s, ask)
+
+    def __exit__(self, *_: object) -> None:
+        for s, handler in self.old.items():
+            signal.signal(s, handler)
+
+
+class _Log:
+    """log.csv: name, stage, step, term, value; rows after a resume point are dropped."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def row(self, name: str, stage: str, step: int, terms: dict[str, float]) -> None:
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as f:
+            writer = csv.writer(f)
+            if new:
+                writer.writerow(["name", "stage", "step", "term", "value"])
+            writer.writerows([name, stage, step, k, f"{v:.6g}"] for k, v in terms.items())
+
+    def trim(self, name: str, stage: str, step: int) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open(newline="") as f:
+            rows = list(csv.reader(f))
+        keep = [r for r in rows[1:] if len(r) == 5 and not (r[0] == name and r[1] == stage and int(r[2]) > step)]
+        with self.path.open("w", newline="") as f:
+            csv.writer(f).writerows([rows[0], *keep])

@@ -1,0 +1,142 @@
+"""From facts to decisions, by rules one can read (after nnU-Net's, with budgets for the machine at hand)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..core.geometry import Grid
+from ..core.manifest import Manifest
+from ..core.plan import Fingerprint, Plan
+from ..ops.augment import PRESETS
+
+# voxels of a patch, channels of the first stage, largest channel count, iterations without a stated budget
+_CPU = {2: (192 * 192, 24, 256, 1500), 3: (56 * 64 * 56, 16, 256, 1500)}
+_GPU = {2: (512 * 512, 32, 512, 25000), 3: (128 * 128 * 128, 32, 320, 25000)}
+_EITHER_WAY_UP = ("endoscop", "dermos", "microscop", "histolog", "fundus", "retina", "fluorescence", "h&e")
+
+
+def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", **overrides) -> Plan:
+    """The plan all methods of a comparison share. ``overrides`` replace fields of the result."""
+    dims, reasons = manifest.dims, {}
+    gpu = device == "cuda" or (device == "auto" and _has_gpu())
+    voxels, base, widest, iterations = (_GPU if gpu else _CPU)[dims]
+    spacing, why = _spacing(facts)
+    reasons["grid"] = why
+    median = np.median([np.multiply(s, m) for s, m in zip(facts.shapes, facts.spacings, strict=True)], axis=0) / spacing
+    if dims == 2:
+        longest = int(np.ceil(median.max()))
+        limit = int(np.sqrt(voxels))
+        grid = Grid(longest=limit) if longest > limit else Grid()
+        reasons["grid"] = f"longest side {limit} px for {'the GPU' if gpu else 'CPU speed'}" if grid.longest else "images as they are"
+        median = median * (min(1.0, limit / longest))
+        spacing = spacing / min(1.0, limit / longest)
+    else:
+        same = all(np.allclose(s, spacing, rtol=1e-3) for s in facts.spacings)
+        grid = Grid() if same else Grid(spacing=tuple(float(s) for s in spacing))
+    patch, strides, kernels = _topology(median, np.asarray(spacing), voxels)
+    reasons["patch"] = f"median prepared case is {' x '.join(str(int(round(m))) for m in median)} voxels; at most {voxels} voxels a patch"
+    features = tuple(min(widest, base * 2**i) for i in range(len(strides)))
+    patch_voxels = int(np.prod(patch))
+    batch = int(np.clip(2 * voxels // patch_voxels, 2, 12)) if dims == 3 else int(np.clip(4 * voxels // patch_voxels, 4, 16))
+    normalise = {name: _normalise(manifest, facts, name) for name in facts.intensities}
+    modality = manifest.modality.lower()
+    if dims == 3:
+        mirror = (0,)
+        reasons["mirror"] = "left-right only: anatomy is not symmetric front to back"
+    elif any(word in modality for word in _EITHER_WAY_UP):
+        mirror = (0, 1)
+        reasons["mirror"] = "this modality has no up and down"
+    else:
+        mirror = (1,)
+        reasons["mirror"] = "left-right only"
+    index = {n: i for i, n in enumerate(manifest.names)}
+    plan = Plan(
+        dims=dims,
+        channels=tuple(facts.channel_sizes),
+        in_channels=sum(facts.channel_sizes.values()),
+        classes=manifest.names,
+        grid=grid,
+        patch=tuple(int(p) for p in patch),
+        batch=batch,
+        normalise=normalise,
+        intensities={k: dict(v) for k, v in facts.intensities.items()},
+        crop_to_body=dims == 3 and all(v["zero_share"] > 0.4 for v in facts.intensities.values()),
+        iterations=iterations,
+        features=features,
+        strides=strides,
+        kernels=kernels,
+        deep_supervision=len(strides) > 2,
+        foreground=0.5,
+        mirror_axes=mirror,
+        mirror_pairs=tuple((index[a], index[b]) for a, b in manifest.mirror if a in index and b in index),
+        augmentation=dict(PRESETS["full" if gpu else "light"]),
+        precision="auto",
+        workers=min(4, max(1, (os.cpu_count() or 2) - 1)),
+        threads=os.cpu_count() or 2,
+        reasons=reasons,
+    )
+    return plan.derive(**overrides)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _spacing(facts: Fingerprint) -> tuple[np.ndarray, str]:
+    """The median spacing; along a much coarser axis with few slices its 10th percentile, so that fewer slices are invented (nnU-Net)."""
+    spacings, shapes = np.asarray(facts.spacings, float), np.asarray(facts.shapes, float)
+    target = np.median(spacings, axis=0)
+    worst = int(np.argmax(target))
+    others = [a for a in range(len(target)) if a != worst]
+    if len(target) == 3 and target[worst] > 3 * max(target[a] for a in others) and np.median(shapes, 0)[worst] * 3 < min(
+        np.median(shapes, 0)[a] for a in others
+    ):
+        target[worst] = max(np.percentile(spacings[:, worst], 10), max(target[a] for a in others) + 1e-5)
+        return target, "median spacing, 10th percentile along the thick-slice axis"
+    return target, "median spacing of the training cases"
+
+
+def _topology(size: np.ndarray, spacing: np.ndarray, voxels: int) -> tuple[tuple[int, ...], tuple, tuple]:
+    """Patch, strides and kernels: shrink the median case to the voxel budget keeping its shape in mm, halve each axis while at least 4
+    voxels remain and the spacing is within a factor two of the finest; kernels are 1 along an axis that is still too coarse."""
+    d = len(size)
+    patch = np.asarray(size, float)
+    if patch.prod() > voxels:
+        mm = patch * spacing
+        edge = (voxels * np.prod(spacing)) ** (1 / d)
+        for _ in range(20):  # a cube in mm, no side longer than the case
+            side = np.minimum(mm, edge)
+            if np.prod(side / spacing) >= voxels * 0.999 or (side >= mm - 1e-9).all():
+                break
+            edge *= (voxels / np.prod(side / spacing)) ** (1 / d)
+        patch = np.minimum(mm, edge) / spacing
+    patch = np.maximum(patch, 1)
+    strides, kernels, now, mm = [(1,) * d], [], patch.copy(), np.asarray(spacing, float).copy()
+    kernels.append(tuple(1 if s > 2 * mm.min() else 3 for s in mm))
+    while len(strides) < 6:
+        step = [2 if n >= 8 and s <= 2 * mm[now >= 8].min() else 1 for n, s in zip(now, mm, strict=True)] if (now >= 8).any() else [1] * d
+        if max(step) == 1:
+            break
+        now, mm = now / step, mm * step
+        strides.append(tuple(step))
+        kernels.append(tuple(1 if s > 2 * mm.min() and n > 4 else 3 for s, n in zip(mm, now, strict=True)))
+    multiple = np.prod(strides, axis=0)
+    return tuple(int(np.ceil(round(p) / m) * m) for p, m in zip(patch, multiple, strict=True)), tuple(strides), tuple(kernels)
+
+
+def _normalise(manifest: Manifest, facts: Fingerprint, channel: str) -> str:
+    """CT is clipped and z-scored by the data set's numbers; everything else is z-scored per case."""
+    v = facts.intensities[channel]
+    words = f"{manifest.modality} {channel}".upper().replace("-", " ").replace("/", " ").split()
+    return "ct" if "CT" in words and v["min"] < -50 else "zscore"
+
+
+def estimate_memory_gib(plan: Plan, shapes: Sequence[Sequence[int]]) -> float:
+    """A rough upper estimate of prediction memory, GiB: prepared image, class maps and the restored label of the largest case."""
+    largest = max((float(np.prod(s)) for s in shapes), default=0.0)
+    return largest * (4 * plan.in_channels + 4 * 2 * len(plan.classes) + 8) / 2**30

@@ -1,0 +1,261 @@
+"""From the native case to the plan's grid, and the cache of prepared cases (uncompressed arrays, memory-mapped).
+
+prepare: ``method.derive`` on native intensities -> canonical orientation -> optional body crop -> the plan's grid -> normalise. Every step
+is in the result's affine, so that ``restore`` needs nothing but the two geometries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..core.case import Case, Image, LabelMap, Points
+from ..core.errors import DataError
+from ..core.geometry import Geometry, Grid
+from ..core.manifest import CaseRef, Manifest
+from ..core.method import Method
+from ..core.plan import Plan
+from ..io.atomic import atomic_write_text
+from .record import cache_root
+
+_VERSION = 3
+_LOCATIONS = 4000  # foreground voxels kept per class for oversampling
+
+
+def prepare(case: Case, plan: Plan, method: Method | None = None, *, training: bool = False, seed: int = 0) -> Case:
+    """The case on the plan's grid, normalised; labels, ROIs and points come along. ``native`` of the result is the untouched case."""
+    missing = [c for c in plan.channels if c not in case.images]
+    if missing:
+        raise DataError(f"image '{missing[0]}' is missing", where=f"case {case.id}", found=list(case.images), allowed=list(plan.channels))
+    source = case
+    if method is not None:
+        case = method.derive(case, np.random.default_rng([seed, 11]), training=training)
+    if not case.images:
+        return replace(case, original=lambda: source)
+    grid = target_geometry(case, plan.grid, plan.crop_to_body)
+    images = {}
+    for name, image in case.images.items():
+        smooth = "cubic" if image.normalise else "linear"
+        moved = image.on(grid, smooth, fill=float(np.min(image.data)) if image.normalise else 0.0, antialias=True)
+        data = np.asarray(moved.data, np.float32)
+        if image.normalise and name in plan.normalise:
+            data = normalise(data, plan.normalise[name], plan.intensities.get(name, {}), np.asarray(image.data))
+        images[name] = replace(moved, source=data)
+    return replace(
+        case,
+        images=images,
+        labels={k: v.on(grid) for k, v in case.labels.items()},
+        rois={k: v.on(grid) for k, v in case.rois.items()},
+        original=lambda: source,
+    )
+
+
+def target_geometry(case: Case, grid: Grid, crop: bool) -> Geometry:
+    """Canonical orientation, cropped to the voxels that are not the background value when asked, then the asked grid."""
+    geometry = case.geometry.canonical()
+    if crop:
+        first = next(iter(case.images.values()))
+        data = first.on(geometry, "nearest").data
+        inside = (data != data.min()).any(0)
+        if inside.any():
+            spans = [np.flatnonzero(inside.any(tuple(b for b in range(inside.ndim) if b != a))) for a in range(inside.ndim)]
+            geometry = geometry.cropped([s[0] for s in spans], [s[-1] + 1 for s in spans])
+    return grid.of(geometry)
+
+
+def normalise(data: np.ndarray, rule: str, facts: Mapping[str, float], native: np.ndarray | None = None) -> np.ndarray:
+    """(C, *spatial) float32 -> normalised copy. Rules: see ``core.plan.Plan``. A constant image becomes zeros, not NaN."""
+    data = np.asarray(data, np.float32)
+    if rule == "none":
+        return data
+    if rule == "ct":
+        return (np.clip(data, facts["p005"], facts["p995"]) - facts["mean"]) / max(facts["sd"], 1e-8)
+    if rule in ("unit", "byte"):
+        reference = data if native is None else native
+        if reference.dtype == np.uint8:
+            low, high = 0.0, 255.0
+        else:
+            low, high = float(reference.min()), float(reference.max())
+        out = (data - low) / max(high - low, 1e-8)
+        return np.clip(out, 0, 1) * (255.0 if rule == "byte" else 1.0)
+    if rule == "zscore":
+        axes = tuple(range(1, data.ndim))
+        mean, sd = data.mean(axes, keepdims=True, dtype=np.float64), data.std(axes, keepdims=True, dtype=np.float64)
+        return ((data - mean) / np.maximum(sd, 1e-8)).astype(np.float32) if (sd > 1e-8).any() else np.zeros_like(data)
+    raise DataError("unknown normalisation", found=rule, allowed="ct, zscore, unit, byte, none")
+
+
+# -------------------------------------------------------------------------------------------------------------------------------- cache
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared case in the cache. Arrays are memory maps; opening one costs a page table."""
+
+    folder: Path
+
+    @cached_property
+    def facts(self) -> dict:
+        return json.loads((self.folder / "facts.json").read_text())
+
+    @property
+    def id(self) -> str:
+        return self.facts["id"]
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.from_json(self.facts["geometry"])
+
+    def array(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    @property
+    def image(self) -> np.ndarray:
+        """(C, *spatial) float32, all channels the method stacks."""
+        return self.array("image")
+
+    @property
+    def labels(self) -> dict[str, np.ndarray]:
+        return {k: self.array(f"label.{i}") for i, k in enumerate(self.facts["labels"])}
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        return {k: self.array(f"map.{i}") for i, k in enumerate(self.facts["maps"])}
+
+    @cached_property
+    def locations(self) -> dict[int, np.ndarray]:
+        """Class -> (n, d) voxels, at most a few thousand."""
+        flat = self.array("locations")
+        return {int(c): flat[flat[:, 0] == c, 1:] for c in np.unique(flat[:, 0])}
+
+    def points(self) -> dict[str, np.ndarray]:
+        """(n, d) in prepared voxels."""
+        return {k: self.geometry.to_index(np.asarray(v, float).reshape(-1, self.geometry.ndim)) for k, v in self.facts["points"].items()}
+
+    def case(self) -> Case:
+        """As a core Case (labels included)."""
+        f, g = self.facts, self.geometry
+        image, start, images = self.image, 0, {}
+        for name, size, normal in f["channels"]:
+            images[name] = Image(image[start : start + size], g, bool(normal), name)
+            start += size
+        names = tuple(f["names"])
+        return Case(
+            id=f["id"],
+            patient=f["patient"],
+            images=images,
+            labels={k: LabelMap(v, g, names) for k, v in self.labels.items()},
+            points={k: Points(np.asarray(v, float).reshape(-1, g.ndim)) for k, v in f["points"].items()},
+            table=f["table"],
+        )
+
+
+class Cache:
+    """Prepared cases of one manifest, plan and way of preparing (a method's ``derive`` and ``targets``), made on first use."""
+
+    def __init__(self, manifest: Manifest, plan: Plan, method: Method | None, read: Callable[[str], Case]):
+        self.manifest, self.plan, self.method, self.read = manifest, plan, method, read
+        rules = [_VERSION, manifest.digest(), repr(manifest.built_in), str(manifest.root), plan.grid, plan.crop_to_body, plan.channels]
+        rules += [dict(plan.normalise), {k: dict(v) for k, v in plan.intensities.items()}, way_of(method)]
+        self.root = cache_root() / "prepared" / hashlib.sha256(json.dumps(rules, default=repr, sort_keys=True).encode()).hexdigest()[:24]
+
+    def __getitem__(self, case: str) -> Prepared:
+        ref = self.manifest[case]
+        folder = self.root / hashlib.sha256(json.dumps([case, _stamp(self.manifest, ref)]).encode()).hexdigest()[:20]
+        if not (folder / "facts.json").exists():
+            self._make(case, folder)
+        return Prepared(folder)
+
+    def _make(self, case: str, folder: Path) -> None:
+        prepared = prepare(self.read(case), self.plan, self.method, training=True)
+        self.root.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=self.root))
+        try:
+            _store(prepared, self.method, self.plan, scratch)
+            try:
+                os.replace(scratch, folder)
+            except OSError:  # somebody else made it meanwhile
+                if not (folder / "facts.json").exists():
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def way_of(method: Method | None) -> str:
+    """What distinguishes this method's prepared cases: nothing for most, so that they share one cache."""
+    if method is None:
+        return ""
+    cls = type(method)
+    own = [name for name in ("derive", "targets") if getattr(cls, name, None) is not _default(name)]
+    return f"{cls.__module__}:{cls.__qualname__} {getattr(method, 'preparation', '')}" if own else ""
+
+
+def _default(name: str) -> object:
+    from ..methods.learned import LearnedMethod
+
+    return getattr(LearnedMethod, name)
+
+
+def _stamp(manifest: Manifest, ref: CaseRef) -> list:
+    """Size and time of a case's files: a changed file is prepared anew."""
+    out = []
+    for group in (ref.images, ref.labels, ref.rois, ref.points):
+        for name, where in sorted(group.items()):
+            text = str(manifest.root / where)
+            for candidate in (text, text.rpartition(":")[0]):
+                if os.path.exists(candidate):
+                    s = os.stat(candidate)
+                    out.append([name, s.st_size, s.st_mtime_ns])
+                    break
+    return out
+
+
+def _store(case: Case, method: Method | None, plan: Plan, folder: Path) -> None:
+    channels = getattr(method, "channels", None) or plan.channels
+    np.save(folder / "image.npy", case.stack(tuple(channels)) if channels else np.zeros((0,), np.float32))
+    names: tuple[str, ...] = plan.classes
+    located: list[np.ndarray] = []
+    for i, label in enumerate(case.labels.values()):
+        data = np.asarray(label.data)
+        if label.overlapping:
+            data = data.astype(np.uint8)
+        elif not label.instances:
+            data = data.astype(np.int8 if len(names) < 127 else np.int16)
+        np.save(folder / f"label.{i}.npy", data)
+        if i == 0 and not label.overlapping:
+            located = _locations((data > 0).astype(np.int8) if label.instances else data)
+    np.save(folder / "locations.npy", np.concatenate(located) if located else np.zeros((0, plan.dims + 1), np.int32))
+    maps = dict(method.targets(case)) if hasattr(method, "targets") and case.labels else {}
+    for i, derived in enumerate(maps.values()):
+        np.save(folder / f"map.{i}.npy", np.asarray(derived.data, np.float32))
+    facts = {
+        "id": case.id,
+        "patient": case.patient,
+        "geometry": case.geometry.to_json() if case.images else None,
+        "channels": [[c, int(np.asarray(case.images[c].data).shape[0]), case.images[c].normalise] for c in channels],
+        "names": list(names),
+        "labels": list(case.labels),
+        "maps": {k: v.fill for k, v in maps.items()},
+        "points": {k: np.asarray(p.xyz).tolist() for k, p in case.points.items()},
+        "table": {k: v for k, v in case.table.items() if isinstance(v, (int, float, str, bool, type(None)))},
+    }
+    atomic_write_text(folder / "facts.json", json.dumps(facts))
+
+
+def _locations(label: np.ndarray) -> list[np.ndarray]:
+    """Per foreground class (class, index...) rows, thinned evenly."""
+    out = []
+    for c in np.unique(label):
+        if c <= 0:
+            continue
+        at = np.argwhere(label == c)
+        at = at[np.linspace(0, len(at) - 1, min(len(at), _LOCATIONS)).astype(int)]
+        out.append(np.concatenate([np.full((len(at), 1), c), at], 1).astype(np.int32))
+    return out

@@ -1,0 +1,123 @@
+"""Provenance: what a run was made with, where it lives, and who holds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import socket
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..core.errors import RunError
+from ..io.atomic import atomic_write_text
+
+RUN_VERSION = 1
+
+
+def versions() -> dict[str, str]:
+    """Of Python, Vesalius and the libraries that decide numbers."""
+    out = {"python": platform.python_version(), "vesalius": __version__}
+    for name in ("torch", "numpy", "scipy", "monai", "SimpleITK", "nibabel", "pydicom", "numba", "openvino", "lightning-fabric"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+    }
+
+
+def peak_memory_gib() -> float:
+    """Of this process and its finished children, GiB."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return peak / 2**20
+
+
+def cache_root() -> Path:
+    """Prepared cases and converted weights: ``VESALIUS_CACHE``, else the user's cache folder."""
+    root = os.environ.get("VESALIUS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vesalius"
+    return Path(root)
+
+
+def write_json(path: Path, record: Any) -> None:
+    atomic_write_text(path, json.dumps(record, indent=1, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (set, frozenset, tuple)):
+        return list(value)
+    return str(value)
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RunError("this is not a run folder: a file is missing", where=path, fix="give the folder that 'vesalius train' wrote") from None
+    except json.JSONDecodeError as e:
+        raise RunError("not valid JSON", where=f"{path}:{e.lineno}", found=e.msg) from None
+
+
+class Lock:
+    """One process trains in a folder. A lock left by a dead process of this host is taken over."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / ".lock"
+
+    def __enter__(self) -> Lock:
+        mine = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+        for _ in range(2):
+            try:
+                handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+                os.write(handle, mine.encode())
+                os.close(handle)
+                return self
+            except FileExistsError:
+                try:
+                    held: Mapping = json.loads(self.path.read_text() or "{}")
+                except (OSError, json.JSONDecodeError):
+                    held = {}
+                if held.get("host", socket.gethostname()) == socket.gethostname() and not _alive(held.get("pid")):
+                    self.path.unlink(missing_ok=True)
+                    continue
+                raise RunError(
+                    "another process is training in this folder",
+                    where=self.path.parent,
+                    found=f"process {held.get('pid')} on {held.get('host')}",
+                    fix="wait for it, or choose another --out",
+                ) from None
+        raise RunError("the folder's lock could not be taken", where=self.path)
+
+    def __exit__(self, *_: object) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _alive(pid: int | None) -> bool:
+    if not pid:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return int(pid) != os.getpid()

@@ -1,0 +1,189 @@
+"""LearnedMethod: a method the engine's one loop optimises; every hook has a default. And Segmenter, the base of most papers.
+
+A paper that changes the network passes another network, one that changes the loss another objective, one that changes the training
+overrides ``losses`` (and ``after_step``, ``sampling``); nobody writes a loop, a sliding window or a Dice metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core.case import IGNORE, Batch, Case, Image, Sample
+from ..core.errors import UsageError
+from ..core.geometry import Grid
+from ..core.manifest import Manifest
+from ..core.method import Clock, Condition, Derived, Method, Run, Sampling, Stage
+from ..core.plan import Plan
+from ..core.prediction import Prediction
+from ..core.prompt import Prompt
+from ..inferers.sliding import SlidingWindow
+from ..networks.ema import EMA
+from ..networks.unet import UNet
+from ..objectives.dice_ce import DiceCE, deep
+from ..objectives.ramps import cosine_decay
+from ..ops import augment
+
+
+class LearnedMethod(Method, nn.Module):
+    """A method with parameters. ``readout`` says how logits become probabilities: 'softmax' | 'sigmoid' | 'tanh' ((1 + tanh) / 2)."""
+
+    readout = "softmax"
+    clip = 12.0  # gradient norm
+
+    def fit(self, train: Sequence[str], val: Sequence[str], run: Run) -> LearnedMethod:
+        run.train(self, train, val)
+        return self
+
+    # training ------------------------------------------------------------------------------------------------------------------------
+    def losses(self, batch: Batch, clock: Clock, turn: str = "main") -> dict[str, Tensor]:
+        """Named terms; the loop adds, logs and backpropagates them."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor, condition: Condition | None = None) -> Tensor | dict[str, Tensor]:
+        """Logits (B, K, *s), never softmaxed, or several named maps of which 'logits' is read out by default."""
+        raise NotImplementedError
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """By name; each turn steps the optimiser of its name, or 'main'."""
+        return {"main": torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=1e-4)}
+
+    def learning_rate(self, clock: Clock) -> float:
+        """Factor on every optimiser's initial rate: a short warm-up, then half a cosine."""
+        warm = min(1.0, (clock.step + 1) / max(1, min(50, clock.total // 20)))
+        return warm * cosine_decay(clock.fraction, floor=0.01)
+
+    def turns(self, clock: Clock) -> Sequence[str]:
+        """Updates of one iteration, in order: one optimiser step each (adversarial and alternating training)."""
+        return ("main",)
+
+    def after_step(self, clock: Clock) -> None:
+        """After each iteration: moving averages, queues, prototypes."""
+
+    def sampling(self, stage: Stage) -> Sampling:
+        return Sampling()
+
+    def stages(self) -> Sequence[Stage]:
+        return (Stage(),)
+
+    def augment(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Read the patch with random pose and intensities; moves images, labels, maps and points alike and records ``sample.pose``."""
+        return augment.default(sample, rng, self.plan, spatial=self.sampling(Stage()).spatial)
+
+    def targets(self, case: Case) -> Mapping[str, Derived]:
+        """Label transforms of the whole prepared case (distance maps, projections), computed once, cached and cropped with it."""
+        return {}
+
+    # prediction ----------------------------------------------------------------------------------------------------------------------
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Images stacked into the network's input; methods that ``derive`` a channel append its name."""
+        return self.plan.channels
+
+    def grids(self) -> Mapping[str, Grid]:
+        return {"main": self.plan.grid}
+
+    def condition(self, case: Case, rng: np.random.Generator) -> Condition | None:
+        """Text, table, support set, latent, noise: once per case, the same for all windows."""
+        return None
+
+    def inferer(self) -> Callable:
+        return SlidingWindow(self.plan.patch, overlap=self.plan.overlap)
+
+    def predict(self, case: Case, prompts: Sequence[Prompt] = (), *, rng: np.random.Generator) -> Prediction:
+        image = torch.from_numpy(np.ascontiguousarray(case.stack(self.channels)))
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        maps = self.inferer()(self.fast_forward, image.to(device), condition=self.condition(case, rng))
+        return self.finish(maps, case)
+
+    fast: Callable | None = None  # the engine may lend an accelerated forward (same numbers, checked)
+
+    def fast_forward(self, image: Tensor, condition: Condition | None = None) -> Tensor | dict[str, Tensor]:
+        if self.fast is not None and condition is None and not self.training:
+            return self.fast(image)
+        return self(image) if condition is None else self(image, condition)
+
+    def finish(self, maps: Tensor | Mapping[str, Tensor], case: Case) -> Prediction:
+        """Maps of the whole case -> Prediction on the prepared grid; the default reads 'logits' out."""
+        logits = maps if isinstance(maps, Tensor) else maps["logits"]
+        return Prediction(probability=Image(self.probabilities(logits[None])[0].cpu().numpy(), case.geometry))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, K, *s) logits -> probabilities of all classes, background included."""
+        if self.readout == "softmax" and logits.shape[1] > 1:
+            return logits.float().softmax(1)
+        p = logits.float().sigmoid() if self.readout != "tanh" else 0.5 * (1 + logits.float().tanh())
+        if p.shape[1] == self.manifest.classes:
+            return p
+        return torch.cat([1 - p.amax(1, keepdim=True), p], 1)
+
+    # state ---------------------------------------------------------------------------------------------------------------------------
+    def state(self) -> tuple[dict[str, np.ndarray], dict]:
+        return {k: v.detach().cpu().numpy() for k, v in self.state_dict().items()}, {}
+
+    def load_state(self, tensors: Mapping[str, np.ndarray], facts: Mapping) -> None:
+        self.load_state_dict({k: torch.as_tensor(np.asarray(v)) for k, v in tensors.items()})
+
+
+class Segmenter(LearnedMethod):
+    """One network, one objective, one optimiser: the planned U-Net with deep supervision, Dice + cross-entropy, AdamW and an averaged
+    model, unless told otherwise.
+
+    ``network`` and ``objective`` are factories: ``network(in_channels, out_channels, spatial_dims=...)`` and ``objective()``.
+    Subclasses pass theirs and override hooks.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        *,
+        parts: Mapping[str, Method] | None = None,
+        network: Callable[..., nn.Module] | None = None,
+        objective: Callable[[], Callable] = DiceCE,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-4,
+        ema: float = 0.99,
+    ):
+        super().__init__(plan, manifest, parts=parts)
+        self.lr, self.weight_decay = lr, weight_decay
+        self.network = self.build(network)
+        self.objective = objective()
+        self.ema = EMA(self.network, ema) if ema else None
+
+    @property
+    def in_channels(self) -> int:
+        return self.plan.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.manifest.classes
+
+    def build(self, network: Callable[..., nn.Module] | None = None, **options) -> nn.Module:
+        """A network of this task's channels; by default the planned U-Net, ``options`` over the plan's decisions."""
+        if network is not None:
+            return network(self.in_channels, self.out_channels, spatial_dims=self.plan.dims, **options)
+        p = self.plan
+        planned = dict(features=p.features, strides=p.strides, kernels=p.kernels, deep_supervision=p.deep_supervision)
+        return UNet(self.in_channels, self.out_channels, spatial_dims=p.dims, **{**planned, **options})
+
+    def forward(self, image: Tensor, condition: Condition | None = None) -> Tensor:
+        """Logits (B, K, *s) of the averaged network when evaluating, of the trained one (a list when deeply supervised) in training."""
+        if self.training or self.ema is None:
+            return self.network(image)
+        return self.ema(image)
+
+    def losses(self, batch: Batch, clock: Clock, turn: str = "main") -> dict[str, Tensor]:
+        if batch.label is None:
+            raise UsageError("this method learns from labels", where=type(self).__name__, found="cases without a reference label")
+        return {"segmentation": deep(self.objective, self.network(batch.image), batch.label, ignore_index=IGNORE)}
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"main": torch.optim.AdamW(self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay)}
+
+    def after_step(self, clock: Clock) -> None:
+        if self.ema is not None:
+            self.ema.update(self.network, clock.step)
