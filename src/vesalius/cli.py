@@ -101,7 +101,9 @@ def _text(value: Any) -> str:
 
 
 @methods_app.callback()
-def methods(ctx: typer.Context, as_json: Json = False, family: Annotated[str | None, typer.Option(help="Only this family.")] = None) -> None:
+def methods(
+    ctx: typer.Context, as_json: Json = False, family: Annotated[str | None, typer.Option(help="Only this family.")] = None
+) -> None:
     """List the methods of the catalogue."""
     if ctx.invoked_subcommand:
         return
@@ -125,7 +127,20 @@ def methods_show(slug: str, as_json: Json = False) -> None:
         print(json.dumps(card, indent=1, default=str))
         return
     print(f"{card['slug']}: {card['title']}\n{card['paper']}\n{card['url']}\n")
-    for key in ("family", "kind", "task", "dims", "supervision", "takes", "gives", "claim", "baseline", "evidence", "weights", "deviations"):
+    for key in (
+        "family",
+        "kind",
+        "task",
+        "dims",
+        "supervision",
+        "takes",
+        "gives",
+        "claim",
+        "baseline",
+        "evidence",
+        "weights",
+        "deviations",
+    ):
         if card[key]:
             print(f"{key:<12} {_text(card[key])}")
     print("\noptions (--set key=value)")
@@ -154,7 +169,9 @@ def check(data: Annotated[str, typer.Argument(metavar="DATA")], as_json: Json = 
         _print(findings, as_json)
     errors = sum(f["level"] == "error" for f in findings)
     if not as_json:
-        print(f"{manifest.name}: {len(manifest)} cases, {len({c.patient for c in manifest.cases})} patients, {errors} errors, {len(findings)} findings")
+        print(
+            f"{manifest.name}: {len(manifest)} cases, {len({c.patient for c in manifest.cases})} patients, {errors} errors, {len(findings)} findings"
+        )
     if errors:
         raise typer.Exit(3)
 
@@ -186,8 +203,21 @@ def train(
     for k in wanted:
         where = out if k is None else out / f"fold_{k}"
         done = api.train(
-            method, data, where, options=_settings(set_ or []), parts=_settings(part or []), seed=seed, iterations=iterations, minutes=minutes,
-            patience=patience, fold=k, folds=folds or 5, labelled=labelled, resume=resume, device=device, progress=_progress(quiet),
+            method,
+            data,
+            where,
+            options=_settings(set_ or []),
+            parts=_settings(part or []),
+            seed=seed,
+            iterations=iterations,
+            minutes=minutes,
+            patience=patience,
+            fold=k,
+            folds=folds or 5,
+            labelled=labelled,
+            resume=resume,
+            device=device,
+            progress=_progress(quiet),
         )
         best = next((v for name, v in done.record["facts"].items() if name.startswith("best.")), {})
         rows.append({"run": str(where), "method": method, "seconds": done.record["seconds"], "val_dsc": best.get("val_dsc")})
@@ -213,7 +243,15 @@ def predict(
 
     given: Any = inputs[0] if len(inputs) == 1 else inputs
     written = api.predict(
-        run, given, out, format=format, probability=probability, overwrite=overwrite, backend=backend, device=device, split=split,
+        run,
+        given,
+        out,
+        format=format,
+        probability=probability,
+        overwrite=overwrite,
+        backend=backend,
+        device=device,
+        split=split,
         progress=_progress(quiet),
     )
     if as_json:
@@ -239,7 +277,11 @@ def evaluate(
     records = [{**r.to_json(), "method": pred.name} for r in rows]
     if out is not None:
         write_tables(out, records)
-    _print(summarise(records) if not as_json else records, as_json, () if as_json else ("structure", "metric", "mean", "low", "high", "median", "n", "undefined"))
+    _print(
+        summarise(records) if not as_json else records,
+        as_json,
+        () if as_json else ("structure", "metric", "mean", "low", "high", "median", "n", "undefined"),
+    )
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if problems:
@@ -268,12 +310,23 @@ def compare(
     for key, value in _settings(set_ or []).items():
         method, dot, name = key.rpartition(".")
         if not dot or method not in methods:
-            raise UsageError("in a comparison an option is given as method.key=value", where="--set", found=f"{key}={value}", allowed=", ".join(methods))
+            raise UsageError(
+                "in a comparison an option is given as method.key=value", where="--set", found=f"{key}={value}", allowed=", ".join(methods)
+            )
         options.setdefault(method, {})[name] = value
     name = "".join(ch if ch.isalnum() else "-" for ch in Path(data.removeprefix("phantom:")).name)
     target = out or Path("runs") / f"compare-{name}"
     page = api.compare(
-        methods, data, target, seeds=seeds, folds=folds, minutes=minutes, iterations=iterations, labelled=labelled, options=options, device=device,
+        methods,
+        data,
+        target,
+        seeds=seeds,
+        folds=folds,
+        minutes=minutes,
+        iterations=iterations,
+        labelled=labelled,
+        options=options,
+        device=device,
         progress=_progress(quiet),
     )
     _summary(target, page, as_json)
@@ -289,14 +342,20 @@ def _summary(folder: Path, page: Path, as_json: bool) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o")] = Path("runs/demo"), quiet: Quiet = False, as_json: Json = False,
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("runs/demo"),
+    quiet: Quiet = False,
+    as_json: Json = False,
     minutes: Annotated[float, typer.Option(help="Training time per method, minutes.", min=0.01)] = 1.0,
 ) -> None:
     """The main job on the built-in tumour-bed phantom: train unet and sdl-seg under one plan, test, report."""
     from .engine import api
 
     page = api.compare(
-        ["unet", "sdl-seg"], "phantom:tumour-bed", out, minutes=minutes, progress=_progress(quiet),
+        ["unet", "sdl-seg"],
+        "phantom:tumour-bed",
+        out,
+        minutes=minutes,
+        progress=_progress(quiet),
         title="Tumour bed in breast CT: does the clips' saliency help?",
     )
     _summary(out, page, as_json)
@@ -325,7 +384,16 @@ def prove(
             for metric, entry in metrics.items():
                 d = entry.get("difference") or {}
                 interval = f"[{d['low']:.3g}, {d['high']:.3g}]" if d else "baseline"
-                rows.append({"data": where, "arm": arm, "metric": metric, "mean": entry["mean"], "difference": d.get("mean"), "95% interval": interval})
+                rows.append(
+                    {
+                        "data": where,
+                        "arm": arm,
+                        "metric": metric,
+                        "mean": entry["mean"],
+                        "difference": d.get("mean"),
+                        "95% interval": interval,
+                    }
+                )
     _print(rows, False)
     print(f"holds: {record['holds']}; written to {root / 'proofs' / 'results' / (slug + '.json')}")
 

@@ -11,10 +11,11 @@ EVIDENCE = ("contract", "parity", "proof", "benchmark")
 
 @dataclass(frozen=True)
 class Card:
-    """``homes``: written import paths 'module:Name', the first is what is built. ``recipe`` for a network or objective: the base that trains
-    it and the options it passes. ``evidence``: what was really shown (contract < parity < proof < benchmark), each backed by a generated
-    file. ``takes``/``gives``: fields of Case and Prediction. ``deviations``: what the method asks to differ from the common plan, printed
-    beside its numbers. ``test_exceptions``: contract laws a paper breaks by design, with the reason."""
+    """``homes``: written import paths 'module:Name', the first is what is built. ``recipe`` for a network or objective: the base that
+    trains it and the options it passes. ``evidence``: what was really shown (contract < parity < proof < benchmark), each backed by a
+    generated file. ``takes``: fields of Case that prediction sees ('images:CT', 'roi:lung', 'table:age'); ``learns``: what training sees
+    beside them ('labels', 'points:extreme', 'table'); ``gives``: fields of Prediction. ``intensity``: the normalisation the method needs
+    instead of the plan's. ``deviations``: what the method asks to differ from the common plan, printed beside its numbers. ``test_exceptions``: contract laws a paper breaks by design, with the reason."""
 
     slug: str
     title: str
@@ -30,6 +31,7 @@ class Card:
     takes: tuple[str, ...]
     gives: tuple[str, ...]
     claim: str
+    learns: tuple[str, ...] = ("labels",)
     baseline: str = ""
     recipe: Mapping[str, object] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ class Image:
     def data(self) -> np.ndarray:
         data = self.source() if callable(self.source) else self.source
         if data.shape[1:] != self.geometry.shape:
-            raise GeometryError("the array does not lie on its grid", where=self.name or None, found=data.shape, allowed=self.geometry.shape)
+            where = self.name or None
+            raise GeometryError("the array does not lie on its grid", where=where, found=data.shape, allowed=self.geometry.shape)
         return data
 
     def on(self, grid: Geometry, mode: str = "linear", *, fill: float = 0.0, antialias: bool = False) -> Image:
@@ -100,8 +102,9 @@ class Case:
     """What a method takes. Any field may be empty: text and tables have no image, a registration pair has two.
 
     ``patients`` holds everyone a pair is made of (the split law looks at all of them); ``exam`` groups cases whose results aggregate;
-    ``source`` names the label vocabulary. ``grids`` are this case on the other grids a method asked for; ``original`` reads the
-    untouched case (Hounsfield units, whole field of view).
+    ``source`` names the label vocabulary. ``answers`` are the table columns ('malignant') and texts ('text:findings') that are targets.
+    ``grids`` read this case on the other grids a method asked for and as prepared for each of its parts, by name; ``original`` reads
+    the untouched case (Hounsfield units, whole field of view).
     """
 
     id: str
@@ -117,7 +120,8 @@ class Case:
     text: Mapping[str, str] = field(default_factory=dict)
     table: Mapping[str, Any] = field(default_factory=dict)
     patients: tuple[str, ...] = ()
-    grids: Mapping[str, Case] = field(default_factory=dict, repr=False)
+    answers: frozenset[str] = frozenset()
+    grids: Mapping[str, Callable[[], Case]] = field(default_factory=dict, repr=False)
     original: Callable[[], Case] | None = field(default=None, repr=False)
 
     @property
@@ -133,12 +137,12 @@ class Case:
         return self.original() if self.original is not None else self
 
     def at(self, grid: str) -> Case:
-        """This case on the grid a method named in ``grids()``; 'main' is the case itself."""
+        """This case on a grid the method named in ``grids()``, or as prepared for one of its parts; 'main' is the case itself."""
         if grid == "main":
             return self
         if grid not in self.grids:
             raise DataError(f"the case was not prepared on grid '{grid}'", where=self.id, allowed=["main", *self.grids])
-        return self.grids[grid]
+        return self.grids[grid]()
 
     def stack(self, names: tuple[str, ...] | None = None) -> np.ndarray:
         """(C, *spatial): the named images' channels one after the other (default: all, in order)."""
@@ -158,9 +162,18 @@ class Case:
         return replace(self, **fields)
 
     def without_labels(self) -> Case:
-        """What prediction may see: no labels, boxes, points, answers or query targets (no leak by construction)."""
-        queries = tuple(replace(q, target=None, answer=None) for q in self.queries)
-        return replace(self, labels={}, points={}, boxes={}, queries=queries)
+        """What prediction may see: no labels, boxes, points, answers or query targets, here, on other grids and in the original."""
+        return replace(
+            self,
+            labels={},
+            points={},
+            boxes={},
+            queries=tuple(replace(q, target=None, answer=None) for q in self.queries),
+            text={k: v for k, v in self.text.items() if f"text:{k}" not in self.answers},
+            table={k: v for k, v in self.table.items() if k not in self.answers},
+            grids={k: partial(_without_labels, read) for k, read in self.grids.items()},
+            original=partial(_without_labels, self.original) if self.original is not None else None,
+        )
 
     @classmethod
     def pair(cls, fixed: Case, moving: Case) -> Case:
@@ -177,7 +190,26 @@ class Case:
             labels=both("labels"),
             rois=both("rois"),
             points=both("points"),
+            answers=fixed.answers | moving.answers,
         )
+
+
+def _without_labels(read: Callable[[], Case]) -> Case:
+    return read().without_labels()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a forward pass is told beside the image: inputs (token ids, age, a latent), the same for all windows of a case.
+
+    ``values`` have a leading batch axis, of 1 for one case; features that should learn are made from them in ``forward``.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def to(self, device: Any) -> Condition:
+        return replace(self, values={k: v.to(device) for k, v in self.values.items()})
 
 
 @dataclass
@@ -213,7 +245,7 @@ class Batch:
     image (B, C, *s); labels: by rater (B, *s) int64 with ``IGNORE``; maps: derived targets (B, K, *s); table: by column (B,) float;
     to_case (B, d+1, d+1): patch voxels (augmentation included) -> voxels of the prepared case; points: by name, a list of (n, d).
     ``streams`` are further batches drawn by other rules (unlabelled cases, another modality): ``batch["unlabelled"]``; ``views`` are
-    further crops of the same cases in the same order.
+    the crops after the first of the same cases in the same order.
     """
 
     image: Any
@@ -247,6 +279,8 @@ class Batch:
         """All tensors on ``device``."""
 
         def move(x: Any) -> Any:
+            if isinstance(x, (Batch, Condition)):
+                return x.to(device)
             if hasattr(x, "to"):
                 return x.to(device, non_blocking=True)
             if isinstance(x, dict):

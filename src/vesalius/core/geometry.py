@@ -177,11 +177,17 @@ def _nearest_axes(direction: np.ndarray) -> tuple[list[int], list[int]]:
 # ---------------------------------------------------------------------------------------------------------------- grids a method asks for
 @dataclass(frozen=True)
 class Grid:
-    """A grid asked for by a method or a plan: at ``spacing`` (mm), of ``size`` (px), of ``longest`` side (px), or native (all None)."""
+    """A grid asked for by a method or a plan: at ``spacing`` (mm), of ``size`` (px), of ``longest`` side (px), or native (all None).
+
+    ``inside`` names an ROI of the case: the grid covers that ROI's bounding box (widened by ``margin`` mm), not the field of view. Prepare
+    crops to it before it calls ``of``; a case without the ROI is a DataError.
+    """
 
     spacing: tuple[float, ...] | None = None
     size: tuple[int, ...] | None = None
     longest: int | None = None
+    inside: str = ""
+    margin: float = 0.0
 
     def of(self, geometry: Geometry) -> Geometry:
         """The asked grid over ``geometry``'s field of view."""

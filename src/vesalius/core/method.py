@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from .case import Case
+from .geometry import Grid
 from .manifest import Manifest
 from .plan import Plan
 from .prediction import Prediction, Score
 from .prompt import Prompt
 
-if TYPE_CHECKING:
-    import torch
-
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands. Ramps use ``fraction``, so they scale when a budget is cut."""
+    """Where the stage stands: ``step`` of ``total`` steps (a step is one pass over the turns).
+    Ramps use ``fraction``, so they scale when a budget is cut."""
 
     step: int
     total: int
@@ -36,44 +35,43 @@ class Clock:
 
 @dataclass(frozen=True)
 class Stream:
-    """One rule for drawing cases: ``where`` chooses them ('labelled', 'unlabelled', 'all', or a predicate of the CaseRef)."""
+    """One rule for drawing cases: ``where`` chooses them ('labelled', 'unlabelled', 'all', or a predicate of the CaseRef);
+    ``centre``: the classes its patches are centred on (empty: by ``Sampling.foreground``; (0,): on background)."""
 
     name: str
     size: int
     where: str | Callable[[Any], bool] = "labelled"
+    centre: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How samples are drawn from prepared cases. DATA: the engine does it.
 
-    unit: patch | slice | tile | case | pair | episode; ``streams``: the first is the batch itself (empty: one stream of ``plan.batch``
+    ``streams``: the first is the batch itself (empty: one stream of ``plan.batch``
     labelled cases); ``views``: crops per case and draw, whose overlap along each axis is at least ``overlap`` of the patch;
     ``spatial``: 'full' (affine, elastic, mirror) | 'exact' (mirror and quarter turns: no interpolation) | 'none'. In 'exact' mode all
     views of a draw share one turn, so their overlap is a box in both. ``foreground``: share of patches centred on a foreground voxel
-    (None: the plan's).
+    (None: the plan's); ``size``: patch, voxels (None: the plan's).
     """
 
-    unit: str = "patch"
     streams: tuple[Stream, ...] = ()
     views: int = 1
     overlap: float = 0.25
     spatial: str = "full"
     foreground: float | None = None
     size: tuple[int, ...] | None = None
-    balance: str = ""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of the loop. ``share`` of the iteration budget; ``trainable`` and ``init`` name submodules; ``relabel`` makes the labels the
-    stage trains on (Case -> Case) from what the method has learnt so far. Repeated stages are rounds."""
+    """One run of the loop. ``share`` of the iteration budget; ``trainable`` (empty: all) and ``reinit`` (set back to their weights before
+    the first step) name submodules. Repeated stages are rounds."""
 
     name: str = "main"
     share: float = 1.0
     trainable: tuple[str, ...] = ()
     reinit: tuple[str, ...] = ()
-    relabel: Callable[[Case], Case] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,31 +87,48 @@ class Run(Protocol):
 
     rng: np.random.Generator
 
-    def train(self, method: Method, train: Sequence[str], val: Sequence[str], **budget: Any) -> None:
-        """Optimise a LearnedMethod in the engine's loop."""
+    def fit(self, part: Method, train: Sequence[str], val: Sequence[str], *, share: float = 1.0) -> None:
+        """The part's own ``fit`` under ``share`` of this run's iterations (nested shares multiply); nothing when it came trained."""
 
-    def infer(self, method: Method, cases: Sequence[str]) -> Iterable[tuple[Case, Prediction]]:
-        """Predictions on prepared grids, with the prepared cases."""
+    def train(
+        self,
+        method: Method,
+        train: Sequence[str],
+        val: Sequence[str],
+        *,
+        name: str = "",
+        share: float = 1.0,
+    ) -> None:
+        """Optimise a LearnedMethod in the engine's loop, for ``share`` of the run's iterations; ``name`` its log and checkpoint."""
 
-    def prepared(self, case: str) -> Case:
-        """A case on the plan's grid, from the cache."""
+    def infer(self, method: Method, cases: Iterable[str | Case]) -> Iterable[tuple[Case, Prediction]]:
+        """Predictions on the method's prepared grid, with the prepared cases, labels included. Cases are ids or original cases."""
+
+    def prepared(self, case: str, method: Method | None = None) -> Case:
+        """A case as prepared for the method (default: the one being fitted), labels included, from the cache."""
 
     def folds(self, cases: Sequence[str], k: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """k patient-wise (train, held-out) pairs."""
 
     def score(self, prediction: Prediction, case: Case) -> list[Score]:
-        """The comparison's metrics."""
+        """The comparison's metrics; prediction and case are restored to the original grid first."""
 
     def log(self, **values: float) -> None:
         """Into the run's log."""
 
 
 class Method(ABC):
-    """A published method. Options are keyword-only, annotated, at the paper's defaults; unknown ones are refused by the catalogue."""
+    """A published method. Options are keyword-only, annotated, at the paper's defaults; unknown ones are refused by the catalogue.
+
+    ``parts`` are the methods it is made of, given or built by itself; a case as prepared for a part is ``case.at(name)``.
+    ``derived`` names the images ``derive`` adds; they follow the plan's channels. Cases are prepared by ``self.plan``.
+    """
+
+    derived: tuple[str, ...] = ()
 
     def __init__(self, plan: Plan, manifest: Manifest, *, parts: Mapping[str, Method] | None = None):
         super().__init__()
-        self.plan, self.manifest, self.part_methods = plan, manifest, dict(parts or {})
+        self.plan, self.manifest, self.parts = plan, manifest, dict(parts or {})
 
     def fit(self, train: Sequence[str], val: Sequence[str], run: Run) -> Method:
         """Learn from the cases named; classical methods learn nothing."""
@@ -124,20 +139,23 @@ class Method(ABC):
         """Answer for one prepared case (no labels in it), on its prepared grid."""
 
     def state(self) -> tuple[dict[str, np.ndarray], dict]:
-        """What was learnt, as named arrays (safetensors) and JSON facts."""
-        return {}, {}
+        """What was learnt, as named arrays (safetensors) and JSON facts; a part's under 'parts.<name>.' and facts['parts'][name]."""
+        tensors, facts = {}, {}
+        for name, part in self.parts.items():
+            arrays, facts[name] = part.state()
+            tensors |= {f"parts.{name}.{k}": v for k, v in arrays.items()}
+        return tensors, {"parts": facts} if facts else {}
 
     def load_state(self, tensors: Mapping[str, np.ndarray], facts: Mapping) -> None:
         """The inverse of ``state``."""
+        for name, part in self.parts.items():
+            head = f"parts.{name}."
+            part.load_state({k[len(head) :]: v for k, v in tensors.items() if k.startswith(head)}, facts["parts"][name])
+
+    def grids(self) -> Mapping[str, Grid]:
+        """Further grids ``predict`` reads the same case on, by the name for ``case.at``."""
+        return {}
 
     def derive(self, case: Case, rng: np.random.Generator, *, training: bool) -> Case:
         """Extra channels and points from the whole case BEFORE normalisation (native intensities); cached in training."""
         return case
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What a forward pass is told beside the image, once per case and the same for all windows: embeddings, latent, noise seed."""
-
-    values: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    seed: int = 0

@@ -15,15 +15,21 @@ from .case import Boxes, Image, LabelMap, Points
 class Prediction:
     """Every spatial field carries its own geometry; after ``engine.infer`` all lie on the original grid.
 
-    ``probability`` has one channel per class (softmax: background first) and is what ``restore`` resamples before it takes the most
-    probable class on the original grid; ``labels`` given by a method itself are resampled as label maps. ``samples`` is (S, K, *spatial).
+    ``probability`` is what ``restore`` resamples before it decides on the original grid. ``threshold`` None: one channel per class,
+    background first, the most probable wins; a number: each channel is a structure of its own, present from there on. ``names`` are
+    the channels' (empty: the plan's classes, without the background when there is a threshold). ``labels`` given by a method itself
+    are resampled as label maps and stand above ``probability``. Fields on another grid than the prepared one stay on theirs.
+    ``samples`` is (S, K, *spatial).
     ``outlines`` are polygons (n, 2) and ``meshes`` (vertices, faces), both in world mm, rasterised on the original grid.
-    ``displacement`` (d, *spatial) is in world mm. ``notes`` are sentences for the person (no marker found, fell back to...).
+    ``displacement`` (d, *spatial) is in world mm. ``table``: column -> probability (binary), {level: probability} (nominal, ordinal) or
+    number (real). ``notes`` are sentences for the person (no marker found, fell back to...).
     """
 
     labels: Mapping[str, LabelMap] = field(default_factory=dict)
     images: Mapping[str, Image] = field(default_factory=dict)
     probability: Image | None = None
+    names: tuple[str, ...] = ()
+    threshold: float | None = None
     uncertainty: Image | None = None
     samples: Image | None = None
     points: Mapping[str, Points] = field(default_factory=dict)
@@ -38,6 +44,20 @@ class Prediction:
 
     def with_(self, **fields: Any) -> Prediction:
         return replace(self, **fields)
+
+    def decide(self, classes: tuple[str, ...]) -> Prediction:
+        """With ``labels`` taken from ``probability`` on its own grid, where the method gave none; ``classes`` are the plan's."""
+        if self.labels or self.probability is None:
+            return self
+        p, grid = self.probability.data, self.probability.geometry
+        if self.threshold is None:
+            label = LabelMap(p.argmax(0).astype(np.int16), grid, self.names or classes)
+        else:
+            names = self.names or classes[1:]
+            on = p >= self.threshold
+            many = len(on) > 1
+            label = LabelMap(on if many else on[0].astype(np.int16), grid, names if many else ("background", *names), overlapping=many)
+        return self.with_(labels={"prediction": label})
 
     @property
     def label(self) -> LabelMap | None:

@@ -2,7 +2,11 @@
 
 An address may end in '#k': channel k of a file of several (Decathlon). In a 2D dataset a label array of one axis more, and in a 4D one a
 label over time, is a stack of maps, which become ``name[0]``, ``name[1]``, ...: the raters of one nodule, the frames of one cine; 4D images
-keep their frames as channels. A volume of one slice in a 2D dataset is read as the picture it is.
+keep their frames as channels. A volume of one slice in a 2D dataset is read as the picture it is; a grey picture called 'RGB' has three
+equal channels, and a colour one called by a grey modality ('US', 'CXR', 'L_CC', ...) is read as its luma, with a note.
+
+Files that carry no spacing get, in this order: the case's table column ``spacing_mm`` (array-axis order, '5 x 0.3 x 0.3'), ``spacing_xyz``
+(the reverse order, for arrays of (z, y, x)) or ``pixel_mm`` (both axes of a picture); ``manifest.spacing_mm``; 1 mm.
 """
 
 from __future__ import annotations
@@ -19,11 +23,14 @@ from ..core.case import IGNORE, Case, Image, LabelMap
 from ..core.errors import DataError, GeometryError
 from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
+from ..io.notes import note
 from .marks import read_boxes, read_points
 
 _CHANNEL = re.compile(r"^(?P<file>.+)#(?P<channel>\d{1,3})$")
 _ARRAY = re.compile(r"\.(npz|npy|h5|hdf5)(:|$)")
 _VIEW = re.compile(r"^((L|R|LEFT|RIGHT)[_ -]?)?(CC|MLO|ML|LM|XCCL|XCCM)$|^(L|R|LEFT|RIGHT)$", re.IGNORECASE)
+_GREY = re.compile(r"^(US|ABUS|CXR|XR|X-?RAY|MG|CT|MR|((L|R|LEFT|RIGHT)[_ -]?)?(CC|MLO|ML|LM|XCCL|XCCM))$", re.IGNORECASE)
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _CHOICES = (
     "if they belong together, resample the label onto the image (nearest neighbour) or copy the image's header into it; "
     "if not, correct the row"
@@ -34,7 +41,7 @@ def read_case(manifest: Manifest, case_id: str, *, labels: bool = True, cache: s
     """The case ``case_id`` on its native grid: images (C, *spatial), labels as class indices with ``IGNORE``, points and boxes in world mm.
 
     ``labels=False`` leaves out what prediction may not see (labels, points, boxes). ``cache``: a folder for decoded voxels. Files that
-    carry no spacing get ``manifest.spacing_mm``. The images of a case share one grid (2D: one shape), except the views of a breast
+    carry no spacing get the case's or the dataset's. The images of a case share one grid (2D: one shape), except the views of a breast
     examination and of two sides (L_CC, R_MLO, left, ...), which are different pictures; a label lies on the grid of the image with its
     name, or else of the first image, within 1e-3 of a voxel.
     Raises UsageError (unknown case), DataError (a file) and GeometryError (images or labels on different grids; names both files).
@@ -68,6 +75,29 @@ def file_of(manifest: Manifest, address: str) -> tuple[str, int | None]:
     return str(Path(manifest.root) / address), channel
 
 
+def spacing_of(manifest: Manifest, ref: CaseRef) -> tuple[float, ...] | None:
+    """The spacing (mm, array-axis order) for those files of a case that carry none; None when nobody said."""
+    sides = min(manifest.dims, 3)
+    for column in ("spacing_mm", "spacing_xyz", "pixel_mm"):
+        said = ref.table.get(column)
+        if said is None or said == "" or (column == "pixel_mm" and sides != 2):
+            continue
+        try:
+            mm = [float(part) for part in re.split(r"[x,; ]+", str(said).strip())]
+        except ValueError:
+            mm = []
+        mm = mm * sides if len(mm) == 1 else mm
+        if len(mm) != sides or min(mm, default=0) <= 0:
+            raise DataError(
+                f"column '{column}' holds no spacing",
+                where=f"case {ref.id}",
+                found=repr(said),
+                allowed=f"{sides} positive numbers: '1 x 1'",
+            )
+        return tuple(reversed(mm)) if column == "spacing_xyz" else tuple(mm)
+    return manifest.spacing_mm
+
+
 def is_view(name: str) -> bool:
     """Whether an image's name is that of a view or side ('L_CC', 'right'), so that it needs no common grid with the others."""
     return _VIEW.match(name) is not None
@@ -76,16 +106,19 @@ def is_view(name: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------------------------- images
 def _images(manifest: Manifest, ref: CaseRef, cache: str | Path | None) -> dict[str, Image]:
     read: dict[str, Image] = {}
+    spacing = spacing_of(manifest, ref)
     out: dict[str, Image] = {}
     for name, address in ref.images.items():
         file, channel = file_of(manifest, address)
         if file not in read:
-            read[file] = _as_dims(io.read_image(file, spacing=manifest.spacing_mm, cache=cache), manifest, file)
+            read[file] = _as_dims(io.read_image(file, spacing=spacing, cache=cache), manifest, file)
         image = replace(read[file], name=name)
         if channel is not None:
             if channel >= len(image.data):
                 raise DataError(f"the file has no channel {channel}", where=file, found=f"{len(image.data)} channels (counted from 0)")
             image = replace(image, source=image.data[channel : channel + 1])
+        elif manifest.dims == 2:
+            image = replace(image, source=_picture(image.data, name, file))
         out[name] = image
     if len(out) < 2 or all(map(is_view, out)):
         return out
@@ -95,11 +128,31 @@ def _images(manifest: Manifest, ref: CaseRef, cache: str | Path | None) -> dict[
             raise GeometryError(
                 f"images '{first}' and '{name}' lie on different grids",
                 where=f"case {ref.id}",
-                found=_both(file_of(manifest, ref.images[first])[0], out[first].geometry, file_of(manifest, ref.images[name])[0], image.geometry),
+                found=_both(
+                    file_of(manifest, ref.images[first])[0], out[first].geometry, file_of(manifest, ref.images[name])[0], image.geometry
+                ),
                 fix="channels are stacked voxel by voxel: resample one onto the other first (registration, then a common grid)",
             )
         out[name] = replace(image, geometry=out[first].geometry)
     return out
+
+
+def _picture(data: np.ndarray, name: str, file: str) -> np.ndarray:
+    """A picture with the channels its name says: three for 'RGB', one for grey modalities (colours -> luma of ITU-R BT.601, with a note)."""
+    if name == "RGB" and len(data) == 1:
+        return np.repeat(data, 3, axis=0)
+    if channels_by_name(name) != 1 or len(data) != 3:
+        return data
+    if (data[0] == data[1]).all() and (data[0] == data[2]).all():
+        return data[:1]
+    note(f"a colour picture under '{name}', which is grey: read as its luma", file)
+    luma = np.tensordot(_LUMA, data.astype(np.float32), 1)[None]
+    return np.rint(luma).astype(data.dtype) if data.dtype.kind in "iu" else luma
+
+
+def channels_by_name(name: str) -> int | None:
+    """Channels of a picture of this name: 3 for 'RGB', 1 for grey modalities (US, CXR, MG, L_CC, ...), None: what its file has."""
+    return 3 if name == "RGB" else 1 if _GREY.match(name) else None
 
 
 def _as_dims(item: Image, manifest: Manifest, file: str) -> Image:
@@ -110,7 +163,9 @@ def _as_dims(item: Image, manifest: Manifest, file: str) -> Image:
     axis = _flat_axis(geometry)
     if dims == 2 and axis is not None:
         return replace(item, source=np.squeeze(item.data, axis + 1), geometry=_flattened(geometry, axis))
-    raise GeometryError(f"a {geometry.ndim}D image in a {manifest.dims}D dataset", where=file, found=geometry.describe(), fix="correct 'dims', or the row")
+    raise GeometryError(
+        f"a {geometry.ndim}D image in a {manifest.dims}D dataset", where=file, found=geometry.describe(), fix="correct 'dims', or the row"
+    )
 
 
 def _flat_axis(geometry: Geometry) -> int | None:
@@ -136,9 +191,10 @@ def _maps(manifest: Manifest, ref: CaseRef, addresses: Mapping[str, str], images
     """Label maps or ROI masks by name, each on the grid of its image (of the first map where the case has no image)."""
     out: dict[str, LabelMap] = {}
     anchor: tuple[str, Geometry] | None = None
+    spacing = spacing_of(manifest, ref)
     for name, address in addresses.items():
         file, _ = file_of(manifest, address)
-        maps = _roi(manifest, name, file) if roi else _labels(manifest, name, file)
+        maps = _roi(manifest, name, file, spacing) if roi else _labels(manifest, name, file, spacing)
         image = name if name in images else next(iter(images), None)
         if image is not None:
             anchor = file_of(manifest, ref.images[image])[0], images[image].geometry
@@ -148,21 +204,24 @@ def _maps(manifest: Manifest, ref: CaseRef, addresses: Mapping[str, str], images
                 kind = "ROI" if roi else "label"
                 raise GeometryError(
                     f"{kind} '{name}' does not lie on the grid of its image",
-                    where=f"case {ref.id}", found=_both(file, label.geometry, *anchor), allowed="the same shape, corners within 1e-3 of a voxel", fix=_CHOICES,
-                )  # fmt: skip
+                    where=f"case {ref.id}",
+                    found=_both(file, label.geometry, *anchor),
+                    allowed="the same shape, corners within 1e-3 of a voxel",
+                    fix=_CHOICES,
+                )
             out[key] = replace(label, geometry=anchor[1])
     return out
 
 
-def _labels(manifest: Manifest, name: str, file: str) -> dict[str, LabelMap]:
+def _labels(manifest: Manifest, name: str, file: str, spacing: tuple[float, ...] | None) -> dict[str, LabelMap]:
     if not manifest.labels:
         raise DataError("the dataset has labels but no label table", where=file, fix="add a section [labels] to dataset.toml")
     if manifest.dims == 4 or manifest.dims == 2 and _ARRAY.search(file):
-        stack = _stack(manifest, name, file)
+        stack = _stack(manifest, name, file, spacing)
         if stack:
             return stack
     table = {"values": manifest.values, "names": manifest.names, "ignore": manifest.ignore, "instances": manifest.instances}
-    return {name: _flat_label(io.read_labels(file, **table, spacing=manifest.spacing_mm), manifest)}
+    return {name: _flat_label(io.read_labels(file, **table, spacing=spacing), manifest)}
 
 
 def _flat_label(label: LabelMap, manifest: Manifest) -> LabelMap:
@@ -173,25 +232,29 @@ def _flat_label(label: LabelMap, manifest: Manifest) -> LabelMap:
     return replace(label, source=np.squeeze(label.data, axis), geometry=_flattened(label.geometry, axis))
 
 
-def _roi(manifest: Manifest, name: str, file: str) -> dict[str, LabelMap]:
+def _roi(manifest: Manifest, name: str, file: str, spacing: tuple[float, ...] | None) -> dict[str, LabelMap]:
     """An ROI file: everything that is not 0 is inside."""
-    label = io.read_labels(file, values=(), names=("background", name), instances=True, spacing=manifest.spacing_mm)
+    label = io.read_labels(file, values=(), names=("background", name), instances=True, spacing=spacing)
     label = replace(label, source=(label.data > 0).astype(np.uint8), names=("background", name), instances=False)
     return {name: _flat_label(label, manifest)}
 
 
-def _stack(manifest: Manifest, name: str, file: str) -> dict[str, LabelMap]:
+def _stack(manifest: Manifest, name: str, file: str, spacing: tuple[float, ...] | None) -> dict[str, LabelMap]:
     """A label file of one axis more than the dataset's grid as one map an entry; {} when it has none."""
     shape, geometry, _ = io.header(file)
     if manifest.dims == 2 and geometry.ndim == 3 and _flat_axis(geometry) is None:
-        layers = io.read_image(file).data[0]
-        geometry = Geometry.of(geometry.shape[1:], manifest.spacing_mm or 1.0)
+        pixel = spacing or (1.0, 1.0)
+        layers = io.read_image(file, spacing=(1.0, *pixel)).data[0]
+        geometry = Geometry.of(geometry.shape[1:], pixel)
     elif manifest.dims == 4 and shape[0] > 1:
-        image = io.read_image(file, spacing=manifest.spacing_mm)
+        image = io.read_image(file, spacing=spacing)
         layers, geometry = image.data, image.geometry
     else:
         return {}
-    return {f"{name}[{k}]": LabelMap(_indices(layer, manifest, file), geometry, manifest.names, instances=manifest.instances) for k, layer in enumerate(layers)}
+    return {
+        f"{name}[{k}]": LabelMap(_indices(layer, manifest, file), geometry, manifest.names, instances=manifest.instances)
+        for k, layer in enumerate(layers)
+    }
 
 
 def _indices(layer: np.ndarray, manifest: Manifest, file: str) -> np.ndarray:

@@ -82,7 +82,9 @@ def _record(cell: str, root: Path, from_csv: Callable[[Path, int], dict], dims: 
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError("the coordinates cannot be read", where=where, found=str(error), allowed="inline JSON, a .json or a .csv file") from error
+            raise DataError(
+                "the coordinates cannot be read", where=where, found=str(error), allowed="inline JSON, a .json or a .csv file"
+            ) from error
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
@@ -102,7 +104,12 @@ def _points_csv(path: Path, dims: int) -> dict:
             if "instance" in table.columns:
                 record["instance"] = [int(_number(r["instance"], path)) for r in table.rows]
             return record
-    raise DataError("the table has no coordinate columns", where=path, found=", ".join(table.columns), allowed=f"{','.join(WORLD[dims])} (mm) or {','.join(INDEX[dims])} (voxels)")
+    raise DataError(
+        "the table has no coordinate columns",
+        where=path,
+        found=", ".join(table.columns),
+        allowed=f"{','.join(WORLD[dims])} (mm) or {','.join(INDEX[dims])} (voxels)",
+    )
 
 
 def _boxes_csv(path: Path, dims: int) -> dict:

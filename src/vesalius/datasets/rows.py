@@ -1,7 +1,7 @@
 """A CSV of cases -> rows and ``CaseRef`` records; strict, because a silently misread table ruins an experiment.
 
-UTF-8 (a byte-order mark is fine), commas, a header line. Column ``case`` (the id), ``patient`` (default: the case), ``split`` (train | val |
-test or empty), ``exam``, ``source``; ``image:<name>``, ``label:<rater>``, ``roi:<name>``, ``points:<structure>``, ``boxes:<name>``,
+UTF-8 (a byte-order mark is fine), commas, a header line. Column ``case`` (the id), ``patient`` (default: the case), ``split`` (train |
+val | test or empty), ``exam``, ``source``; ``image:<name>``, ``label:<rater>``, ``roi:<name>``, ``points:<structure>``, ``boxes:<name>``,
 ``text:<name>``; every other column belongs to the case's table. An empty cell is missing. A table column holds numbers when all its cells
 are plain numbers, else text; codes with leading zeros stay text.
 """
@@ -57,7 +57,9 @@ def read_rows(path: Path) -> Rows:
     first = text.split("\n", 1)[0]
     for mark, name in ((";", "semicolons"), ("\t", "tabs")):
         if mark in first and "," not in first:
-            raise DataError(f"the columns are separated by {name}", where=f"{path}, line 1", allowed="commas", fix="save it as comma-separated CSV")
+            raise DataError(
+                f"the columns are separated by {name}", where=f"{path}, line 1", allowed="commas", fix="save it as comma-separated CSV"
+            )
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     rows, lines = [], []
     try:
@@ -68,8 +70,13 @@ def read_rows(path: Path) -> Rows:
                 continue
             if len(cells) != len(columns):
                 where = f"{path}, line {reader.line_num}"
-                raise DataError("the row has another number of cells than the header", where=where, found=len(cells), allowed=len(columns),
-                                fix="put text that holds commas in double quotes")
+                raise DataError(
+                    "the row has another number of cells than the header",
+                    where=where,
+                    found=len(cells),
+                    allowed=len(columns),
+                    fix="put text that holds commas in double quotes",
+                )
             rows.append(dict(zip(columns, (c.strip() for c in cells), strict=True)))
             lines.append(reader.line_num)
     except csv.Error as error:
@@ -99,7 +106,12 @@ def column_kind(column: str) -> tuple[str, str]:
 def case_refs(table: Rows) -> tuple[CaseRef, ...]:
     """One ``CaseRef`` a row. Raises DataError with the line for missing, repeated or unusable ids, unknown splits and misspelt columns."""
     if "case" not in table.columns:
-        raise DataError("there is no column 'case'", where=f"{table.path}, line 1", found=", ".join(table.columns[:12]), fix=nearest("case", table.columns))
+        raise DataError(
+            "there is no column 'case'",
+            where=f"{table.path}, line 1",
+            found=", ".join(table.columns[:12]),
+            fix=nearest("case", table.columns),
+        )
     for column in table.columns:
         _check_kind(column, table.path)
     values = {c: _typed(c, table) for c in table.columns if c not in FACTS and column_kind(c)[0] == "table"}
@@ -108,21 +120,39 @@ def case_refs(table: Rows) -> tuple[CaseRef, ...]:
     for k, row in enumerate(table.rows):
         case, split = row["case"], row.get("split", "")
         if not case or not usable_id(case):
-            raise DataError("the case id is missing or could not name a file", where=table.at(k), found=repr(case), allowed="up to 150 characters, no / or \\")
+            raise DataError(
+                "the case id is missing or could not name a file",
+                where=table.at(k),
+                found=repr(case),
+                allowed="up to 150 characters, no / or \\",
+            )
         if case in seen:
-            raise DataError("two rows have the same case id", where=table.at(k), found=f"'{case}', first in line {table.lines[seen[case]]}",
-                            fix="give every case its own id")
+            raise DataError(
+                "two rows have the same case id",
+                where=table.at(k),
+                found=f"'{case}', first in line {table.lines[seen[case]]}",
+                fix="give every case its own id",
+            )
         seen[case] = k
         if split and split not in SPLITS:
-            raise DataError(f"unknown split '{split}'", where=table.at(k), allowed="train, val, test or an empty cell", fix=nearest(split, SPLITS))
+            raise DataError(
+                f"unknown split '{split}'", where=table.at(k), allowed="train, val, test or an empty cell", fix=nearest(split, SPLITS)
+            )
         fields: dict[str, dict[str, Any]] = {field: {} for field in KINDS.values()}
         for column, cell in row.items():
             kind, name = column_kind(column)
             if kind != "table" and cell:
                 fields[kind][name] = cell
         refs.append(
-            CaseRef(case, row.get("patient") or case, split, row.get("exam", ""), row.get("source", ""), **fields,
-                    table={c: column[k] for c, column in values.items()})
+            CaseRef(
+                case,
+                row.get("patient") or case,
+                split,
+                row.get("exam", ""),
+                row.get("source", ""),
+                **fields,
+                table={c: column[k] for c, column in values.items()},
+            )
         )
     if not refs:
         raise DataError("the table has no rows", where=table.path)
@@ -137,7 +167,12 @@ def channels(columns: Sequence[str]) -> tuple[str, ...]:
 def _check_kind(column: str, path: Path) -> None:
     kind, colon, name = column.partition(":")
     if colon and kind not in KINDS and difflib.get_close_matches(kind.lower(), KINDS, 1, 0.7):
-        raise DataError(f"unknown kind of column '{column}'", where=f"{path}, line 1", allowed=", ".join(f"{k}:<name>" for k in KINDS), fix=nearest(kind.lower(), KINDS))
+        raise DataError(
+            f"unknown kind of column '{column}'",
+            where=f"{path}, line 1",
+            allowed=", ".join(f"{k}:<name>" for k in KINDS),
+            fix=nearest(kind.lower(), KINDS),
+        )
     if colon and kind in KINDS and not name.strip():
         raise DataError(f"column '{column}' has no name after the colon", where=f"{path}, line 1", fix=f"write {kind}:<name>")
 
@@ -148,7 +183,9 @@ def _typed(column: str, table: Rows) -> list[Any]:
     filled = [c for c in cells if c]
     if filled and all(_COMMA.match(c) for c in filled):
         k = next(k for k, c in enumerate(cells) if c)
-        raise DataError(f"column '{column}' has decimal commas", where=table.at(k), found=cells[k], allowed="decimal points", fix="write 0.5, not 0,5")
+        raise DataError(
+            f"column '{column}' has decimal commas", where=table.at(k), found=cells[k], allowed="decimal points", fix="write 0.5, not 0,5"
+        )
     convert: Any = str
     if filled and all(_WHOLE.match(c) for c in filled):
         convert = int

@@ -6,7 +6,24 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".dcm", ".npy", ".npz", ".h5", ".svs")
+ENDINGS = (
+    ".nii.gz",
+    ".nii",
+    ".mha",
+    ".nrrd",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".pgm",
+    ".dcm",
+    ".npy",
+    ".npz",
+    ".h5",
+    ".svs",
+)
 MASK_SUFFIX = re.compile(r"[ _.-](mask|masks|seg|segmentation|label|labels|gt|annotation|manual)\d*$", re.IGNORECASE)
 _PATIENT = re.compile(r"(sub-[A-Za-z0-9]+|(?:patient|pat|subject|subj|case)[_-]?\d+)(?=[_.-]|$)", re.IGNORECASE)
 _BAD_ID = re.compile(r"[/\\\x00-\x1f\x7f]|^\.|^\s*$")

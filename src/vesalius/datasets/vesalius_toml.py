@@ -1,9 +1,9 @@
 """Vesalius' own layout: a folder with ``dataset.toml`` and ``cases.csv``.
 
-``dataset.toml``: ``name`` (default: the folder's), ``modality``, ``dims`` (0 tables and text, 2, 3, or 4 for volumes over time), ``licence``,
-``source``, ``note``, ``spacing_mm`` (array-axis order, for files that carry none), ``[labels]`` name = value, or "1.." for instance ids; a label
-called 'ignore' or starting with 'unlabelled' is the value that means nobody said. ``[targets]``: table column = "nominal" | "ordinal" |
-"binary" | "real", or {kind = ..., levels = [...]}. ``[mirror]``: a label on the left = its partner on the right.
+``dataset.toml``: ``name`` (default: the folder's), ``modality``, ``dims`` (0 tables and text, 2, 3, or 4 for volumes over time),
+``licence``, ``source``, ``note``, ``spacing_mm`` (array-axis order, for files that carry none), ``[labels]`` name = value, or "1.." for
+instance ids; a label called 'ignore' or starting with 'unlabelled' is the value that means nobody said. ``[targets]``: table column =
+"nominal" | "ordinal" | "binary" | "real", or {kind = ..., levels = [...]}. ``[mirror]``: a label on the left = its partner on the right.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ def open_toml(folder: Path) -> Manifest:
     labels, ignore, instances = label_table(record.get("labels", {}), path)
     table = read_rows(folder / CASES)
     if not labels and any(column_kind(c)[0] == "labels" for c in table.columns):
-        raise DataError("cases.csv has labels, but dataset.toml does not say what their values mean", where=path,
-                        fix='add a section [labels] with lines such as "background" = 0 and "lesion" = 1')
+        raise DataError(
+            "cases.csv has labels, but dataset.toml does not say what their values mean",
+            where=path,
+            fix='add a section [labels] with lines such as "background" = 0 and "lesion" = 1',
+        )
     return Manifest(
         name=record.get("name") or folder.resolve().name,
         root=folder,
@@ -75,7 +78,12 @@ def label_table(record: Any, where: Path) -> tuple[dict[str, int], int | None, b
         if value == MANY:
             value, instances = 1, True
         if isinstance(value, bool) or not isinstance(value, int):
-            raise DataError(f"label '{name}' has no whole number as its value", where=where, found=repr(value), allowed='a whole number, or "1.." for instance ids')
+            raise DataError(
+                f"label '{name}' has no whole number as its value",
+                where=where,
+                found=repr(value),
+                allowed='a whole number, or "1.." for instance ids',
+            )
         if value in labels.values() or value == ignore:
             raise DataError(f"label '{name}' has a value that another label has", where=where, found=value)
         if is_ignore(name):
@@ -126,7 +134,12 @@ def _targets(record: Any, table: Rows, where: Path) -> dict[str, dict]:
         said = {"kind": said} if isinstance(said, str) else said
         kind = said.get("kind") if isinstance(said, Mapping) else None
         if kind not in TARGET_KINDS or set(said) - {"kind", "levels"}:
-            raise DataError(f"target '{column}' is not understood", where=where, found=repr(said), allowed=f"{', '.join(TARGET_KINDS)}, or {{kind = ..., levels = [...]}}")
+            raise DataError(
+                f"target '{column}' is not understood",
+                where=where,
+                found=repr(said),
+                allowed=f"{', '.join(TARGET_KINDS)}, or {{kind = ..., levels = [...]}}",
+            )
         present = {row[column] for row in table.rows if row[column]}
         if kind == "real":
             out[column] = {"kind": kind}
@@ -134,7 +147,12 @@ def _targets(record: Any, table: Rows, where: Path) -> dict[str, dict]:
         levels = [str(level) for level in said.get("levels", sorted(present))]
         odd = sorted(present - set(levels))
         if odd or (kind == "binary" and len(levels) != 2):
-            raise DataError(f"target '{column}' has other values than its levels", where=where, found=", ".join(odd or levels), allowed=", ".join(levels) if odd else "two levels")
+            raise DataError(
+                f"target '{column}' has other values than its levels",
+                where=where,
+                found=", ".join(odd or levels),
+                allowed=", ".join(levels) if odd else "two levels",
+            )
         out[column] = {"kind": kind, "levels": levels}
     return out
 

@@ -18,7 +18,7 @@ from ..core.errors import DataError, RunError, UsageError
 from ..core.manifest import Manifest, Split
 from ..core.method import Method
 from ..core.plan import Fingerprint, Plan
-from ..core.prediction import Prediction, Score
+from ..core.prediction import Score
 from ..datasets import open_dataset, read_case
 from ..io import read_image, write_labels
 from . import checkpoint
@@ -138,10 +138,22 @@ def train(
             hook(built)
         if record is None:
             record = {
-                "version": RUN_VERSION, "method": slug, "options": dict(options or {}), "parts": dict(parts or {}), "seed": seed,
+                "version": RUN_VERSION,
+                "method": slug,
+                "options": dict(options or {}),
+                "parts": dict(parts or {}),
+                "seed": seed,
                 "data": {"name": manifest.name, "root": str(manifest.root), "digest": manifest.digest(), "licence": manifest.licence},
-                "labels": dict(manifest.labels), "labelled": labelled, "split": split.to_json(), "device": device, "status": "started",
-                "versions": versions(), "machine": machine(), "command": " ".join(sys.argv), "facts": {}, "seconds": 0.0,
+                "labels": dict(manifest.labels),
+                "labelled": labelled,
+                "split": split.to_json(),
+                "device": device,
+                "status": "started",
+                "versions": versions(),
+                "machine": machine(),
+                "command": " ".join(sys.argv),
+                "facts": {},
+                "seconds": 0.0,
             }
             plan.write(out / "plan.json")
             write_json(out / "run.json", record)
@@ -167,13 +179,9 @@ def _fit(method, plan, manifest, split, out, record, budget, progress, resume) -
         record["seconds"] = before + time.monotonic() - started
         write_json(out / "run.json", record)
 
-    def infer_case(m: Method, case_id: str) -> tuple[Case, Prediction]:
-        case = read(case_id)
-        return case, infer(m, case, plan)
-
     record["facts"]["save"] = save
     run = Training(
-        out, manifest, plan, read, record["seed"], budget, record["device"], score_cases, infer_case, score, progress, record["facts"], resume
+        out, manifest, plan, read, method, record["seed"], budget, record["device"], score_cases, score, progress, record["facts"], resume
     )
     try:
         method.fit(split.train, split.val, run)
@@ -245,14 +253,20 @@ def _same_run(record: Mapping, slug: str, manifest: Manifest, seed: int, options
     if record.get("version") != RUN_VERSION:
         raise RunError("the run was made by another version", where=out, found=record.get("version"), allowed=RUN_VERSION)
     pairs = {
-        "method": (record["method"], slug), "seed": (record["seed"], seed), "options": (record["options"], json.loads(json.dumps(dict(options or {})))),
+        "method": (record["method"], slug),
+        "seed": (record["seed"], seed),
+        "options": (record["options"], json.loads(json.dumps(dict(options or {})))),
         "data": (record["data"]["digest"], manifest.digest()),
     }
     other = [k for k, (a, b) in pairs.items() if a != b]
     if other:
         k = other[0]
         raise RunError(
-            f"the run was started with another {k}", where=out, found=pairs[k][1], allowed=pairs[k][0], fix="resume with the same, or start a new run"
+            f"the run was started with another {k}",
+            where=out,
+            found=pairs[k][1],
+            allowed=pairs[k][0],
+            fix="resume with the same, or start a new run",
         )
 
 
@@ -275,7 +289,13 @@ def open_run(folder: str | Path, *, device: str = "auto") -> Trained:
         raise RunError("this training has not finished", where=folder, fix="continue it with 'vesalius train ... --resume'")
     plan = Plan.from_json(read_json(folder / "plan.json"), folder / "plan.json")
     manifest = Manifest(
-        record["data"]["name"], Path(record["data"]["root"]), plan.dims, plan.channels, record["labels"], (), licence=record["data"]["licence"]
+        record["data"]["name"],
+        Path(record["data"]["root"]),
+        plan.dims,
+        plan.channels,
+        record["labels"],
+        (),
+        licence=record["data"]["licence"],
     )
     parts = {n: catalog.build(s, plan, manifest) for n, s in record["parts"].items()}
     method = catalog.build(record["method"], plan, manifest, parts, record["options"])
@@ -322,7 +342,9 @@ def predict(
                 case = job.read()
                 name = case.id.replace("/", "_")
                 if name in done:
-                    raise DataError("two inputs have the same name", where=job.where, found=done[name], fix="predict them into different folders")
+                    raise DataError(
+                        "two inputs have the same name", where=job.where, found=done[name], fix="predict them into different folders"
+                    )
                 done[name] = job.where
                 target = out / f"{name}{format or job.ending}"
                 if target.exists() and not overwrite:
@@ -330,7 +352,13 @@ def predict(
                 answer = infer(trained.method, case, trained.plan, seed=seed, probability=probability)
                 for note in answer.notes:
                     progress.say(f"{case.id}: {note}")
-                write_labels(target, np.asarray(answer.label.data), answer.label.geometry, values=trained.manifest.values, names=trained.manifest.names)
+                write_labels(
+                    target,
+                    np.asarray(answer.label.data),
+                    answer.label.geometry,
+                    values=trained.manifest.values,
+                    names=trained.manifest.names,
+                )
                 if probability and answer.probability is not None:
                     from ..io import write_image
 
@@ -374,7 +402,9 @@ def _jobs(trained: Trained, inputs, split: str | None) -> Iterable[_Job]:
             channels = trained.plan.channels
             if len(channels) > 1:
                 raise UsageError(
-                    f"this model takes {len(channels)} images a case ({', '.join(channels)})", where=file, fix="give a dataset folder with these columns"
+                    f"this model takes {len(channels)} images a case ({', '.join(channels)})",
+                    where=file,
+                    fix="give a dataset folder with these columns",
                 )
             name = file.name if file.is_dir() else _stem(file)
 

@@ -90,8 +90,19 @@ def compare(
                 where = out / arm.name / (f"seed_{seed}" + (f"/fold_{fold}" if fold is not None else ""))
                 progress.say(f"== {arm.name}, seed {seed}" + (f", fold {fold}" if fold is not None else ""))
                 trained = train(
-                    arm.method, arm.train_on(shown) if arm.train_on else shown, where, options=arm.options, seed=seed, iterations=iterations,
-                    minutes=minutes, resume=True, device=device, plan=plan, split=split, progress=progress, hook=arm.hook,
+                    arm.method,
+                    arm.train_on(shown) if arm.train_on else shown,
+                    where,
+                    options=arm.options,
+                    seed=seed,
+                    iterations=iterations,
+                    minutes=minutes,
+                    resume=True,
+                    device=device,
+                    plan=plan,
+                    split=split,
+                    progress=progress,
+                    hook=arm.hook,
                 )
                 found = _test(trained, manifest, tests, seed, metrics, progress, pictures if seed == 0 and not fold else None, arm.name)
                 rows += [{**r, "method": arm.name, "seed": seed, **({"fold": fold} if fold is not None else {})} for r in found]
@@ -141,7 +152,11 @@ def _picture(pictures: dict[str, CasePicture], case: Case, answer: Prediction, n
         first = next(iter(case.images.values())).on(canonical, "nearest")
         reference = next(iter(case.labels.values())).on(canonical)
         pictures[case.id] = CasePicture(
-            case=case.id, image=np.asarray(first.data), spacing=canonical.spacing, reference=np.asarray(reference.data), predictions={},
+            case=case.id,
+            image=np.asarray(first.data),
+            spacing=canonical.spacing,
+            reference=np.asarray(reference.data),
+            predictions={},
             names=manifest.names,
         )
     pictures[case.id].predictions[name] = np.asarray(answer.label.on(case.geometry.canonical()).data)
@@ -152,8 +167,12 @@ def _add_facts(facts: dict, arm: Arm, trained: Trained, where: Path) -> None:
     entry = facts.setdefault(
         arm.name,
         {
-            "runs": [], "options": dict(arm.options), "evidence": card.evidence if card else "", "title": card.title if card else "",
-            "deviations": list(card.deviations) if card else [], "family": card.family if card else "",
+            "runs": [],
+            "options": dict(arm.options),
+            "evidence": card.evidence if card else "",
+            "title": card.title if card else "",
+            "deviations": list(card.deviations) if card else [],
+            "family": card.family if card else "",
         },
     )
     entry["runs"].append({**read_json(where / "run.json")})
@@ -178,8 +197,12 @@ def _method_facts(entry: dict) -> dict:
 
 def _data_facts(manifest: Manifest, split: Split) -> dict:
     return {
-        "name": manifest.name, "modality": manifest.modality, "licence": manifest.licence, "cases": len(manifest),
-        "patients": len({c.patient for c in manifest.cases}), "labels": ", ".join(manifest.names[1:]),
+        "name": manifest.name,
+        "modality": manifest.modality,
+        "licence": manifest.licence,
+        "cases": len(manifest),
+        "patients": len({c.patient for c in manifest.cases}),
+        "labels": ", ".join(manifest.names[1:]),
         "split": f"{split.name}: {len(split.train)} train, {len(split.val)} validation, {len(split.test)} test cases, by patient",
         "digest": manifest.digest()[:16],
     }
@@ -187,9 +210,15 @@ def _data_facts(manifest: Manifest, split: Split) -> dict:
 
 def _plan_facts(plan: Plan, seeds, folds, iterations, minutes, labelled) -> dict:
     facts = {
-        "patch": " x ".join(map(str, plan.patch)), "batch": plan.batch, "grid": plan.reasons.get("grid", ""),
-        "normalise": ", ".join(sorted(set(plan.normalise.values()))), "budget": f"{minutes} minutes" if minutes else f"{iterations or plan.iterations} iterations",
-        "seeds": seeds, "device": machine()["device"], "command": " ".join(["vesalius", *sys.argv[1:]]), "date": time.strftime("%Y-%m-%d"),
+        "patch": " x ".join(map(str, plan.patch)),
+        "batch": plan.batch,
+        "grid": plan.reasons.get("grid", ""),
+        "normalise": ", ".join(sorted(set(plan.normalise.values()))),
+        "budget": f"{minutes} minutes" if minutes else f"{iterations or plan.iterations} iterations",
+        "seeds": seeds,
+        "device": machine()["device"],
+        "command": " ".join(["vesalius", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
         "versions": ", ".join(f"{k} {v}" for k, v in versions().items()),
     }
     if folds:
@@ -207,4 +236,6 @@ def _same_comparison(out: Path, manifest: Manifest, metrics: Sequence[str]) -> N
     """A comparison folder holds runs of one manifest and one set of metrics."""
     known = out / "comparison.json"
     if known.exists() and read_json(known) != _identity(manifest, metrics):
-        raise RunError("this folder holds a comparison of other data or metrics", where=out, found=read_json(known)["data"], fix="choose another --out")
+        raise RunError(
+            "this folder holds a comparison of other data or metrics", where=out, found=read_json(known)["data"], fix="choose another --out"
+        )

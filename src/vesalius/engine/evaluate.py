@@ -64,7 +64,11 @@ def score_folder(
             continue
         try:
             given = read_labels(
-                files[case_id], values=manifest.values, names=manifest.names, ignore=manifest.ignore, instances=manifest.instances,
+                files[case_id],
+                values=manifest.values,
+                names=manifest.names,
+                ignore=manifest.ignore,
+                instances=manifest.instances,
                 spacing=manifest.spacing_mm,
             )
             given = _on_reference(given, next(iter(case.labels.values())), files[case_id])

@@ -49,7 +49,9 @@ def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Ca
         raise DataError("no training case has an image", where=manifest.name, fix="this method needs images")
     if classes and not any(c for counts in classes.values() for n, c in counts.items() if n != manifest.names[0]):
         raise DataError(
-            "no training case has any foreground", where=manifest.name, found=f"{len(classes)} labels of background only",
+            "no training case has any foreground",
+            where=manifest.name,
+            found=f"{len(classes)} labels of background only",
             fix="check the label values in dataset.toml: 'vesalius check' lists them",
         )
     intensities = {}
@@ -60,7 +62,12 @@ def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Ca
         v = v[np.isfinite(v)]
         p005, p995 = np.percentile(v, [0.5, 99.5])
         intensities[name] = {
-            "min": float(v.min()), "max": float(v.max()), "mean": float(v.mean()), "sd": float(max(v.std(), 1e-8)),
-            "p005": float(p005), "p995": float(p995), "zero_share": float(np.mean(zeros[name])),
+            "min": float(v.min()),
+            "max": float(v.max()),
+            "mean": float(v.mean()),
+            "sd": float(max(v.std(), 1e-8)),
+            "p005": float(p005),
+            "p995": float(p995),
+            "zero_share": float(np.mean(zeros[name])),
         }
     return Fingerprint(tuple(ids), tuple(shapes), tuple(spacings), intensities, classes, sizes)

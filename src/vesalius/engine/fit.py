@@ -29,8 +29,10 @@ from ..core.plan import Plan
 from ..core.prediction import Prediction, Score
 from ..methods.learned import LearnedMethod
 from . import checkpoint
-from .prepare import Cache
+from .infer import answer
+from .prepare import Cache, prepare
 from .progress import Progress
+from .restore import restore
 from .sample import Draws, loader
 
 _PATIENCE = 10  # non-finite updates in a row before a training gives up
@@ -61,15 +63,16 @@ class Training:
     manifest: Manifest
     plan: Plan
     read: Callable[[str], Case]
+    method: Method
     seed: int
     budget: Budget
     device: str
     score_cases: Callable[[Method, Sequence[str]], float]
-    infer_case: Callable[[Method, str], tuple[Case, Prediction]]
     score_case: Callable[[Prediction, Case], list[Score]]
     progress: Progress = field(default_factory=Progress)
     facts: dict[str, Any] = field(default_factory=dict)
     resume: bool = False
+    share: float = 1.0
 
     def __post_init__(self):
         self.rng = np.random.default_rng([self.seed, 1])
@@ -78,32 +81,40 @@ class Training:
 
     # what methods ask for
     def prepared(self, case: str, method: Method | None = None) -> Case:
-        return Cache(self.manifest, self.plan, method, self.read)[case].case()
+        """Made anew on every call."""
+        method = method or self.method
+        return prepare(self.read(case), method.plan, method, training=True)
 
-    def infer(self, method: Method, cases: Sequence[str]) -> Iterable[tuple[Case, Prediction]]:
+    def infer(self, method: Method, cases: Iterable[str | Case]) -> Iterable[tuple[Case, Prediction]]:
         for case in cases:
-            yield self.infer_case(method, case)
+            native = self.read(case) if isinstance(case, str) else case
+            yield prepare(native, method.plan, method), answer(method, native, method.plan)[1]
+
+    def fit(self, part: Method, train: Sequence[str], val: Sequence[str], *, share: float = 1.0) -> None:
+        outer, self.share = self.share, self.share * share
+        try:
+            part.fit(train, val, self)
+        finally:
+            self.share = outer
 
     def folds(self, cases: Sequence[str], k: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         part = self.manifest.only(cases)
         return [(s.train, s.val) for s in (part.split(fold, k, seed=self.seed) for fold in range(k))]
 
     def score(self, prediction: Prediction, case: Case) -> list[Score]:
-        return self.score_case(prediction, case)
+        native = case.native
+        return self.score_case(restore(prediction, case.geometry, native.geometry, self.plan.classes), native)
 
     def log(self, **values: float) -> None:
         self.facts.setdefault("logged", {}).update({k: float(v) for k, v in values.items()})
 
-    def train(self, method: Method, train: Sequence[str], val: Sequence[str], **budget: Any) -> None:
+    def train(self, method: Method, train: Sequence[str], val: Sequence[str], *, name: str = "", share: float = 1.0) -> None:
         """Optimise a LearnedMethod. ``name`` tells several trainings of one run apart; ``share`` scales the budget."""
-        share = float(budget.pop("share", 1.0))
-        name = str(budget.pop("name", "main" if self._calls == 0 else f"part{self._calls}"))
-        if budget:
-            raise UsageError("run.train takes 'name' and 'share'", found=sorted(budget))
+        name = name or ("main" if self._calls == 0 else f"part{self._calls}")
         if not isinstance(method, LearnedMethod):
             raise UsageError("run.train optimises a LearnedMethod", found=type(method).__name__)
         self._calls += 1
-        _Loop(self, method, train, val, name, share).run()
+        _Loop(self, method, train, val, name, self.share * share).run()
 
 
 class _Loop:
@@ -123,7 +134,9 @@ class _Loop:
         torch.set_num_threads(self.run_.plan.threads)
         torch.manual_seed(self.run_.seed)
         resumed = self._resume() if self.run_.resume and self.last.exists() else None
-        cache = Cache(self.run_.manifest, self.run_.plan, self.method, self.run_.read)
+        cache = Cache(self.run_.manifest, self.method.plan, self.method, self.run_.read)
+        self.free = {n: p.requires_grad for n, p in self.method.named_parameters()}
+        self.fresh = {n: v.clone() for n, v in self.method.state_dict().items()} if any(s.reinit for s in self.stages) else {}
         self.cases = [cache[c] for c in self._prepare(cache)]
         self._decide()
         with _signals(self):
@@ -138,15 +151,17 @@ class _Loop:
     def _stage(self, tensors: dict | None) -> None:
         stage, run = self.stages[self.stage], self.run_
         method = self.method.to(run.device)
+        method.stage = stage
         for name, parameter in method.named_parameters():
-            if stage.trainable:
-                parameter.requires_grad_(name.startswith(stage.trainable))
+            parameter.requires_grad_(self.free[name] and (not stage.trainable or _under(name, stage.trainable)))
         self.optimizers = method.optimizers()
         if tensors is not None:
             checkpoint.load_optimizers(self.optimizers, tensors)
         else:
-            for part in stage.reinit:
-                _reset(method.get_submodule(part), run.seed + 1000 * (self.stage + 1))
+            if stage.reinit:
+                method.load_state_dict({n: v for n, v in self.fresh.items() if _under(n, stage.reinit)}, strict=False)
+            self.best_value, self.stale = -math.inf, 0  # the best weights are the last stage's
+            self.best.unlink(missing_ok=True)
         rates = {n: [g["lr"] for g in o.param_groups] for n, o in self.optimizers.items()}
         total = max(1, int(round(self.total * stage.share)))
         draws = Draws(self.cases, method, run.manifest, stage, seed=run.seed, number=self.stage, start=self.step, total=total)
@@ -194,11 +209,15 @@ class _Loop:
         if self.precision != "32" and self._bad >= 3:
             self.precision = "32"
             self.run_.progress.say(f"step {clock.step}: numbers overflowed in bf16; going on in fp32")
-            self.run_.facts.setdefault("notes", []).append(f"{self.name}: bf16 gave non-finite updates at step {clock.step}, fp32 from there")
+            self.run_.facts.setdefault("notes", []).append(
+                f"{self.name}: bf16 gave non-finite updates at step {clock.step}, fp32 from there"
+            )
             return self._lend()
         if self._bad >= _PATIENCE:
             raise RunError(
-                f"the loss is not finite {_PATIENCE} times in a row", where=self.run_.out, found=f"step {clock.step}",
+                f"the loss is not finite {_PATIENCE} times in a row",
+                where=self.run_.out,
+                found=f"step {clock.step}",
                 fix=f"lower the learning rate (--set lr=...); the last good weights are in {self.last}",
             )
         return fabric, module
@@ -256,8 +275,14 @@ class _Loop:
     def _save(self) -> None:
         tensors, facts = checkpoint.method_tensors(self.method)
         record = {
-            "facts": facts, "stage": self.stage, "step": self.step, "best": self.best_value if math.isfinite(self.best_value) else None,
-            "stale": self.stale, "skipped": self.skipped, "precision": self.precision, "bad": self._bad,
+            "facts": facts,
+            "stage": self.stage,
+            "step": self.step,
+            "best": self.best_value if math.isfinite(self.best_value) else None,
+            "stale": self.stale,
+            "skipped": self.skipped,
+            "precision": self.precision,
+            "bad": self._bad,
         }
         checkpoint.write(self.last, {**tensors, **checkpoint.optimizer_tensors(self.optimizers)}, record)
 
@@ -355,11 +380,8 @@ def _has_bf16(device: str) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _reset(module: torch.nn.Module, seed: int) -> None:
-    torch.manual_seed(seed)
-    for part in module.modules():
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
+def _under(name: str, parts: Sequence[str]) -> bool:
+    return any(name == part or name.startswith(part + ".") for part in parts)
 
 
 def _mix(*numbers: int) -> int:

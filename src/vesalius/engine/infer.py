@@ -18,18 +18,30 @@ _WORTH_IT = 24  # windows from which an accelerated forward pays for its compila
 
 def infer(method: Method, case: Case, plan: Plan, *, seed: int = 0, probability: bool = False, grad: bool = False) -> Prediction:
     """The method's answer for a native case, on the case's own grid. The method sees no label. Same seed, same answer."""
-    prepared = prepare(case, plan, method, seed=seed).without_labels()
-    rng = np.random.default_rng([seed, 2])
-    torch.manual_seed(seed)
-    if isinstance(method, torch.nn.Module):
-        method.eval()
-    with torch.set_grad_enabled(grad):
-        prediction = method.predict(prepared, rng=rng)
+    prepared, prediction = answer(method, case, plan, seed=seed, grad=grad)
     if not case.images:
         return prediction
     return restore(
-        prediction, case.geometry, method.manifest.names, probability=probability, largest_component=plan.largest_component
+        prediction, prepared.geometry, case.geometry, plan.classes, probability=probability, largest_component=plan.largest_component
     )
+
+
+def answer(method: Method, case: Case, plan: Plan, *, seed: int = 0, grad: bool = False) -> tuple[Case, Prediction]:
+    """(prepared case without labels, prediction on its grid)."""
+    prepared = prepare(case, plan, method, seed=seed).without_labels()
+    rng = np.random.default_rng([seed, 2])
+    torch.manual_seed(seed)
+    _evaluating(method)
+    with torch.set_grad_enabled(grad):
+        return prepared, method.predict(prepared, rng=rng)
+
+
+def _evaluating(method: Method) -> None:
+    """The method and its parts, in evaluation mode."""
+    if isinstance(method, torch.nn.Module):
+        method.eval()
+    for part in method.parts.values():
+        _evaluating(part)
 
 
 def windows(plan: Plan, shape: tuple[int, ...]) -> int:
@@ -48,8 +60,7 @@ def accelerate_if_worth_it(method: Method, plan: Plan, shapes: list[tuple[int, .
         return None
     from ..inferers.backends import accelerate
 
-    channels = method.in_channels if hasattr(method, "in_channels") else plan.in_channels
-    shape = (1, channels, *plan.patch)
+    shape = (1, method.in_channels, *plan.patch)
     method.eval()
     probe = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     forward = accelerate(method, shape, backend=backend, probe=probe)

@@ -93,8 +93,10 @@ def _spacing(facts: Fingerprint) -> tuple[np.ndarray, str]:
     target = np.median(spacings, axis=0)
     worst = int(np.argmax(target))
     others = [a for a in range(len(target)) if a != worst]
-    if len(target) == 3 and target[worst] > 3 * max(target[a] for a in others) and np.median(shapes, 0)[worst] * 3 < min(
-        np.median(shapes, 0)[a] for a in others
+    if (
+        len(target) == 3
+        and target[worst] > 3 * max(target[a] for a in others)
+        and np.median(shapes, 0)[worst] * 3 < min(np.median(shapes, 0)[a] for a in others)
     ):
         target[worst] = max(np.percentile(spacings[:, worst], 10), max(target[a] for a in others) + 1e-5)
         return target, "median spacing, 10th percentile along the thick-slice axis"

@@ -13,12 +13,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from ..core.case import Case, Image, LabelMap, Points
+from ..core.case import Case
 from ..core.errors import DataError
 from ..core.geometry import Geometry, Grid
 from ..core.manifest import CaseRef, Manifest
@@ -27,17 +27,18 @@ from ..core.plan import Plan
 from ..io.atomic import atomic_write_text
 from .record import cache_root
 
-_VERSION = 3
+_VERSION = 1
 _LOCATIONS = 4000  # foreground voxels kept per class for oversampling
 
 
 def prepare(case: Case, plan: Plan, method: Method | None = None, *, training: bool = False, seed: int = 0) -> Case:
     """The case on the plan's grid, normalised; labels, ROIs and points come along. ``native`` of the result is the untouched case."""
     missing = [c for c in plan.channels if c not in case.images]
-    if missing:
+    if missing and case.images:
         raise DataError(f"image '{missing[0]}' is missing", where=f"case {case.id}", found=list(case.images), allowed=list(plan.channels))
     source = case
     if method is not None:
+        case = replace(case, grids=_other_grids(source, plan, method, seed))
         case = method.derive(case, np.random.default_rng([seed, 11]), training=training)
     if not case.images:
         return replace(case, original=lambda: source)
@@ -59,17 +60,36 @@ def prepare(case: Case, plan: Plan, method: Method | None = None, *, training: b
     )
 
 
+def _other_grids(case: Case, plan: Plan, method: Method, seed: int) -> dict[str, Callable[[], Case]]:
+    """How to read the case on the further grids a method asks for, and as prepared for each of its parts."""
+    grids = {name: partial(prepare, case, plan.derive(grid=grid), None, seed=seed) for name, grid in method.grids().items()}
+    return grids | {name: partial(prepare, case, part.plan, part, seed=seed) for name, part in method.parts.items()}
+
+
 def target_geometry(case: Case, grid: Grid, crop: bool) -> Geometry:
     """Canonical orientation, cropped to the voxels that are not the background value when asked, then the asked grid."""
     geometry = case.geometry.canonical()
-    if crop:
+    if grid.inside:
+        if grid.inside not in case.rois:
+            raise DataError(f"ROI '{grid.inside}' is missing", where=f"case {case.id}", found=list(case.rois) or "none")
+        inside = case.rois[grid.inside].on(geometry).data > 0
+        wide = [int(np.ceil(grid.margin / s)) for s in geometry.spacing]
+        geometry = _bounding(geometry, inside, wide)
+    elif crop:
         first = next(iter(case.images.values()))
         data = first.on(geometry, "nearest").data
-        inside = (data != data.min()).any(0)
-        if inside.any():
-            spans = [np.flatnonzero(inside.any(tuple(b for b in range(inside.ndim) if b != a))) for a in range(inside.ndim)]
-            geometry = geometry.cropped([s[0] for s in spans], [s[-1] + 1 for s in spans])
+        geometry = _bounding(geometry, (data != data.min()).any(0), [0] * geometry.ndim)
     return grid.of(geometry)
+
+
+def _bounding(geometry: Geometry, inside: np.ndarray, wide: list[int]) -> Geometry:
+    """The sub-grid of the mask's bounding box widened by ``wide`` voxels within the grid; the grid itself when the mask is empty."""
+    if not inside.any():
+        return geometry
+    spans = [np.flatnonzero(inside.any(tuple(b for b in range(inside.ndim) if b != a))) for a in range(inside.ndim)]
+    low = [max(0, int(s[0]) - w) for s, w in zip(spans, wide, strict=True)]
+    high = [min(n, int(s[-1]) + 1 + w) for s, w, n in zip(spans, wide, geometry.shape, strict=True)]
+    return geometry.cropped(low, high)
 
 
 def normalise(data: np.ndarray, rule: str, facts: Mapping[str, float], native: np.ndarray | None = None) -> np.ndarray:
@@ -131,30 +151,13 @@ class Prepared:
 
     @cached_property
     def locations(self) -> dict[int, np.ndarray]:
-        """Class -> (n, d) voxels, at most a few thousand."""
+        """Class (0 too) -> (n, d) voxels, at most a few thousand."""
         flat = self.array("locations")
         return {int(c): flat[flat[:, 0] == c, 1:] for c in np.unique(flat[:, 0])}
 
     def points(self) -> dict[str, np.ndarray]:
         """(n, d) in prepared voxels."""
         return {k: self.geometry.to_index(np.asarray(v, float).reshape(-1, self.geometry.ndim)) for k, v in self.facts["points"].items()}
-
-    def case(self) -> Case:
-        """As a core Case (labels included)."""
-        f, g = self.facts, self.geometry
-        image, start, images = self.image, 0, {}
-        for name, size, normal in f["channels"]:
-            images[name] = Image(image[start : start + size], g, bool(normal), name)
-            start += size
-        names = tuple(f["names"])
-        return Case(
-            id=f["id"],
-            patient=f["patient"],
-            images=images,
-            labels={k: LabelMap(v, g, names) for k, v in self.labels.items()},
-            points={k: Points(np.asarray(v, float).reshape(-1, g.ndim)) for k, v in f["points"].items()},
-            table=f["table"],
-        )
 
 
 class Cache:
@@ -250,10 +253,10 @@ def _store(case: Case, method: Method | None, plan: Plan, folder: Path) -> None:
 
 
 def _locations(label: np.ndarray) -> list[np.ndarray]:
-    """Per foreground class (class, index...) rows, thinned evenly."""
+    """Per class (class, index...) rows, thinned evenly."""
     out = []
     for c in np.unique(label):
-        if c <= 0:
+        if c < 0:
             continue
         at = np.argwhere(label == c)
         at = at[np.linspace(0, len(at) - 1, min(len(at), _LOCATIONS)).astype(int)]

@@ -72,7 +72,9 @@ def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise RunError("this is not a run folder: a file is missing", where=path, fix="give the folder that 'vesalius train' wrote") from None
+        raise RunError(
+            "this is not a run folder: a file is missing", where=path, fix="give the folder that 'vesalius train' wrote"
+        ) from None
     except json.JSONDecodeError as e:
         raise RunError("not valid JSON", where=f"{path}:{e.lineno}", found=e.msg) from None
 

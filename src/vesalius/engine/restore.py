@@ -20,35 +20,44 @@ _SLAB = 1 << 24  # voxels of the original grid handled at a time
 
 def restore(
     prediction: Prediction,
+    prepared: Geometry,
     original: Geometry,
-    names: tuple[str, ...],
+    classes: tuple[str, ...],
     *,
     probability: bool = False,
     largest_component: tuple[str, ...] = (),
 ) -> Prediction:
-    """Every spatial field on ``original``. ``probability`` keeps the resampled class probabilities too (memory: classes x voxels x 4 B).
+    """Every spatial field that lies on ``prepared`` read on ``original``; fields on other grids stay on theirs.
 
-    ``largest_component``: classes of which only the largest connected component is kept.
+    ``probability`` keeps the resampled class probabilities too (memory: classes x voxels x 4 B). ``largest_component``: classes of which
+    only the largest connected component is kept.
     """
-    labels = {k: v.on(original) for k, v in prediction.labels.items()}
+
+    def back(field):
+        return field.on(original) if field is not None and field.geometry == prepared else field
+
+    labels = {k: back(v) for k, v in prediction.labels.items()}
+    p = prediction.probability
+    if p is not None and not labels and p.geometry == prepared:
+        if prediction.threshold is None:
+            labels = {"prediction": LabelMap(most_probable(p, original), original, prediction.names or classes)}
+        else:
+            labels = dict(replace(prediction, probability=back(p)).decide(classes).labels)
     kept = None
-    if prediction.probability is not None:
-        if not labels:
-            labels = {"prediction": LabelMap(most_probable(prediction.probability, original), original, names)}
-        if probability:
-            kept = _on(prediction.probability, original)
-    if largest_component and labels:
-        first = next(iter(labels))
-        labels[first] = replace(labels[first], source=_largest(np.array(labels[first].data), names, largest_component))
+    if p is not None and probability:
+        kept = _on(p, original) if prediction.threshold is None and p.geometry == prepared else back(p)
+    first = next(iter(labels), None)
+    if largest_component and first and not labels[first].overlapping:
+        labels[first] = replace(labels[first], source=_largest(np.array(labels[first].data), labels[first].names, largest_component))
     return replace(
         prediction,
         labels=labels,
         probability=kept,
-        images={k: v.on(original) for k, v in prediction.images.items()},
-        uncertainty=prediction.uncertainty and prediction.uncertainty.on(original),
-        samples=prediction.samples and prediction.samples.on(original),
-        displacement=prediction.displacement and prediction.displacement.on(original),
-        instances=prediction.instances and prediction.instances.on(original),
+        images={k: back(v) for k, v in prediction.images.items()},
+        uncertainty=back(prediction.uncertainty),
+        samples=back(prediction.samples),
+        displacement=back(prediction.displacement),
+        instances=back(prediction.instances),
     )
 
 

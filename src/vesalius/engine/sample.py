@@ -3,6 +3,7 @@ resumed training draws what it would have drawn."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,6 @@ from ..core.case import Batch, Sample
 from ..core.errors import DataError
 from ..core.manifest import Manifest
 from ..core.method import Sampling, Stage, Stream
-from ..core.plan import Plan
 from ..methods.learned import LearnedMethod
 from ..ops.augment import pose_at
 from .prepare import Prepared
@@ -57,7 +57,7 @@ class Draws(Dataset):
             for b in range(stream.size):
                 rng = np.random.default_rng([self.seed, self.number, step, k, b])
                 case = cases[self._order(step * stream.size + b, len(cases), k)]
-                draws.append(self._views(case, b, stream.size, rng))
+                draws.append(self._views(case, stream, b, rng))
             views = [collate([d[v] for d in draws]) for v in range(self.sampling.views)]
             views[0].views = tuple(views[1:])
             parts[stream.name] = views[0]
@@ -69,11 +69,12 @@ class Draws(Dataset):
         """The n-th draw of a stream: shuffled passes over its cases."""
         return int(np.random.default_rng([self.seed, self.number, stream, n // cases, 5]).permutation(cases)[n % cases])
 
-    def _views(self, case: Prepared, b: int, of: int, rng: np.random.Generator) -> list[Sample]:
+    def _views(self, case: Prepared, stream: Stream, b: int, rng: np.random.Generator) -> list[Sample]:
         share = self.plan.foreground if self.sampling.foreground is None else self.sampling.foreground
-        forced = b >= of - int(round(of * share))
+        forced = b >= stream.size - int(round(stream.size * share))
+        classes = stream.centre or (tuple(c for c in case.locations if c > 0) if forced else ())
         shape = case.image.shape[1:]
-        centre = centre_of(case, shape, self.size, forced, rng)
+        centre = centre_of(case, shape, self.size, classes, rng)
         out, turn = [], rng.integers(2**31)
         for v in range(self.sampling.views):
             if v:
@@ -118,11 +119,11 @@ def _chosen(stream: Stream, cases: Sequence[Prepared], manifest: Manifest) -> li
     return keep
 
 
-def centre_of(case: Prepared, shape: Sequence[int], size: Sequence[int], forced: bool, rng: np.random.Generator) -> np.ndarray:
-    """Patch centre: on a voxel of a random present class when ``forced``, else uniform; the patch stays inside the case where it fits."""
-    if forced and case.locations:
-        classes = sorted(case.locations)
-        at = case.locations[classes[rng.integers(len(classes))]]
+def centre_of(case: Prepared, shape: Sequence[int], size: Sequence[int], classes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Patch centre: on a voxel of a random one of ``classes`` that is present, else uniform; the patch stays inside where it fits."""
+    present = [c for c in sorted(classes) if c in case.locations]
+    if present:
+        at = case.locations[present[rng.integers(len(present))]]
         return _inside(at[rng.integers(len(at))].astype(int), shape, size)
     return _inside(np.array([rng.integers(0, n) for n in shape]), shape, size)
 
@@ -173,9 +174,12 @@ def loader(draws: Draws, workers: int) -> DataLoader:
         shuffle=False,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread if workers else None,
+        worker_init_fn=_settle if workers else None,
     )
 
 
-def _one_thread(_: int) -> None:
+def _settle(_: int) -> None:
+    """A worker uses one thread, dies when told to, and leaves Ctrl-C to the process that trains."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -54,7 +54,9 @@ def find(slug: str, root: Path) -> Path:
     return path
 
 
-def prove(slug: str, root: Path, out: Path, *, seeds: int | None = None, data: Sequence[str] = (), progress: Progress | None = None) -> dict:
+def prove(
+    slug: str, root: Path, out: Path, *, seeds: int | None = None, data: Sequence[str] = (), progress: Progress | None = None
+) -> dict:
     """Run a proof and write ``proofs/results/<slug>.json``: per data set and arm the mean of each metric and the paired difference to the
     baseline with its 95 % interval over all (case, seed) pairs, resampled by patient; and whether the claim's direction held."""
     progress = progress or Progress(quiet=True)
@@ -68,15 +70,34 @@ def prove(slug: str, root: Path, out: Path, *, seeds: int | None = None, data: S
         manifest = open_dataset(where if where.startswith("phantom:") else root / where)
         folder = out / slug / hashlib.sha256(where.encode()).hexdigest()[:8]
         compare(
-            study.arms, manifest, folder, seeds=seeds or study.seeds, iterations=study.iterations, minutes=study.minutes,
-            labelled=study.labelled, plan_overrides=study.plan, metrics=tuple(dict.fromkeys([*study.metrics, *RULES])),
-            baseline=study.baseline, title=f"{slug}: {study.claim}", progress=progress,
+            study.arms,
+            manifest,
+            folder,
+            seeds=seeds or study.seeds,
+            iterations=study.iterations,
+            minutes=study.minutes,
+            labelled=study.labelled,
+            plan_overrides=study.plan,
+            metrics=tuple(dict.fromkeys([*study.metrics, *RULES])),
+            baseline=study.baseline,
+            title=f"{slug}: {study.claim}",
+            progress=progress,
         )
         results[where] = _summary(study, folder)
     record = {
-        "slug": slug, "claim": study.claim, "baseline": study.baseline, "seeds": seeds or study.seeds, "iterations": study.iterations,
-        "minutes": study.minutes, "results": results, "holds": _holds(study, results), "seconds": round(time.monotonic() - started),
-        "command": f"vesalius prove {slug}", "versions": versions(), "machine": machine(), "date": time.strftime("%Y-%m-%d"),
+        "slug": slug,
+        "claim": study.claim,
+        "baseline": study.baseline,
+        "seeds": seeds or study.seeds,
+        "iterations": study.iterations,
+        "minutes": study.minutes,
+        "results": results,
+        "holds": _holds(study, results),
+        "seconds": round(time.monotonic() - started),
+        "command": f"vesalius prove {slug}",
+        "versions": versions(),
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
     }
     target = root / "proofs" / "results" / f"{slug}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +115,9 @@ def _summary(study: Study, folder: Path) -> dict:
             mine, base = (_table(rows, name, metric) for name in (arm.name, study.baseline))
             values = [v for v in mine.values() if v is not None]
             entry = {
-                "mean": float(np.mean(values)) if values else None, "n": len(values), "undefined": sum(v is None for v in mine.values()),
+                "mean": float(np.mean(values)) if values else None,
+                "n": len(values),
+                "undefined": sum(v is None for v in mine.values()),
                 "by seed": [float(np.mean(vs)) if vs else None for vs in _by_seed(mine)],
             }
             if arm.name != study.baseline:

@@ -7,6 +7,7 @@ import re
 import zipfile
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def peek(address: str, *, spacing: tuple[float, ...] | None = None) -> tuple[tup
     if index is not None:
         shape, affine = shape[1:], None
     data, geometry = _as_image(np.broadcast_to(np.zeros((), dtype), shape), affine, spacing, address)
-    return data.shape, geometry, data.dtype
+    return data.shape, geometry, data.dtype.newbyteorder("=")
 
 
 def keys(path: str | Path) -> list[str]:
@@ -88,7 +89,9 @@ def _as_image(array: np.ndarray, affine: np.ndarray | None, spacing: tuple[float
     elif array.ndim == 4:
         data = array
     else:
-        raise DataError("this array is no image", where=where, found=f"{array.ndim} dimensions", allowed="2, 3 or 4", fix="name one element: key[0]")
+        raise DataError(
+            "this array is no image", where=where, found=f"{array.ndim} dimensions", allowed="2, 3 or 4", fix="name one element: key[0]"
+        )
     if affine is not None and array.ndim == len(affine):
         return data, Geometry(data.shape[1:], affine)
     return data, spaced(data.shape[1:], spacing, where)
@@ -101,7 +104,9 @@ def spaced(shape: tuple[int, ...], spacing: tuple[float, ...] | None, where: str
             note("volumes in .h5, .npz and .npy carry no spacing; 1 mm is assumed where none is given")
         return Geometry.of(shape, 1.0)
     if len(spacing) != len(shape):
-        raise DataError("the spacing has another number of axes than the image", where=where, found=tuple(spacing), allowed=f"{len(shape)} numbers")
+        raise DataError(
+            "the spacing has another number of axes than the image", where=where, found=tuple(spacing), allowed=f"{len(shape)} numbers"
+        )
     check_spacing(spacing, where)
     return Geometry.of(shape, spacing)
 
@@ -189,10 +194,10 @@ def _h5_promise(file: Path, key: str) -> tuple[tuple[int, ...], np.dtype]:
 
     where = _name(file, key)
     with _opened_h5(file) as h5:
-        link = h5.get(key, getlink=True) if key in h5 else None
-        if link is None:
-            raise DataError(f"no array '{key}' in this file", where=file, fix=nearest(key, keys(file)))
-        item = None if isinstance(link, h5py.ExternalLink) else h5[key]
+        try:
+            item = None if isinstance(h5.get(key, getlink=True), h5py.ExternalLink) else h5[key]
+        except KeyError as error:  # no such name, or a link to nowhere
+            raise DataError(f"no array '{key}' in this file", where=file, fix=nearest(key, keys(file))) from error
         if item is None or (isinstance(item, h5py.Dataset) and (item.external or item.is_virtual)):
             raise DataError("the array lies in another file, which is not followed", where=where, fix="copy it into this file")
         if not isinstance(item, h5py.Dataset):
@@ -228,7 +233,9 @@ def _check_bytes(promised: int, present: int, where: str | Path) -> None:
 def _only_key(file: Path) -> str:
     names = [name for name in keys(file) if name != AFFINE and not name.startswith("vesalius_")]
     if len(names) != 1:
-        raise DataError("several arrays in this file", where=file, found=", ".join(names[:12]), fix=f"name one: {file.name}:{(names or ['key'])[0]}")
+        raise DataError(
+            "several arrays in this file", where=file, found=", ".join(names[:12]), fix=f"name one: {file.name}:{(names or ['key'])[0]}"
+        )
     return names[0]
 
 
@@ -258,7 +265,15 @@ def write(path: str | Path, data: np.ndarray, geometry: Geometry, *, names: dict
     path = Path(path)
     with atomic(path, size=data.nbytes if path.suffix.lower() == ".npy" else None) as temporary, open(temporary, "wb") as file:
         if path.suffix.lower() == ".npy":
-            np.save(file, data[0] if len(data) == 1 else data, allow_pickle=False)
+            save_npy(file, data[0] if len(data) == 1 else data)
             return
         table = {} if not names else {"vesalius_values": np.array(list(names)), "vesalius_names": np.array(list(names.values()))}
         np.savez_compressed(file, **{name: data, AFFINE: geometry.affine}, **table)
+
+
+def save_npy(file: BinaryIO, array: np.ndarray) -> None:
+    """The .npy format, memory order kept; unlike ``numpy.save`` a full disk is reported by its error number."""
+    array = array if array.flags.forc else np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    flat = array.reshape(-1, order="C" if array.flags.c_contiguous else "F")
+    file.write(memoryview(flat).cast("B"))

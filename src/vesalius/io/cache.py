@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import ResourceError
+from .arrays import save_npy
 from .atomic import atomic
 from .notes import note
 
@@ -40,6 +41,6 @@ def store(path: Path, data: np.ndarray) -> None:
     """Keep ``data``; a full or read-only disk is a note, since the read itself succeeded."""
     try:
         with atomic(path, size=data.nbytes) as temporary, open(temporary, "wb") as file:
-            np.save(file, data, allow_pickle=False)
+            save_npy(file, data)
     except ResourceError as error:
         note(f"not cached: {error}")

@@ -6,19 +6,20 @@ Arrays are in the files' index order (i, j, k) for volumes and (rows, columns) f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from ..core.case import IGNORE, Image, LabelMap
-from ..core.errors import DataError, GeometryError
+from ..core.errors import DataError, GeometryError, ResourceError, VesaliusError
 from ..core.geometry import Geometry
 from .arrays import split_address
 from .kind import sniff
 from .notes import note
 
-_ARRAYS, _RASTERS, _ITK = ("npz", "npy", "hdf5"), ("png", "jpeg", "tiff", "bmp", "pgm"), ("mha", "nrrd")
+_RASTERS, _ITK = ("png", "jpeg", "tiff", "bmp", "pgm"), ("mha", "nrrd")
 _UNKNOWN = -2
 _CACHED = ("nifti.gz", "mha", "nrrd")  # kinds that have to be decoded
 WRITABLE = (".nii.gz", ".nii", ".mha", ".nrrd", ".png", ".tif", ".npz", ".npy")
@@ -30,7 +31,8 @@ def read_image(
     """The voxels (C, *spatial) and grid of a file, series or array.
 
     ``spacing``: mm in array-axis order, for files that carry none (ignored by those that do). ``prefer``: 'sform' or 'qform' where a
-    NIfTI's two disagree. ``cache``: a folder for decoded voxels; the array is then a read-only memory map. Integers stay integers unless
+    NIfTI's two disagree. ``cache``: a folder for decoded voxels; the array is then a read-only memory map (as
+    are arrays from .npz, .h5 and .npy read-only). Integers stay integers unless
     the file rescales them (then float32). NaN and infinite voxels become the smallest finite value, with a note saying how many.
     Raises DataError (damaged, unreadable, unsupported) or GeometryError (impossible or ambiguous grid), naming the file.
     """
@@ -56,26 +58,8 @@ def header(
     """Shape (C, *spatial), grid and dtype that ``read_image`` would give, from headers alone."""
     where = str(path)
     kind = _kind(where)
-    if kind.startswith("nifti"):
-        from . import nifti
-
-        head = nifti.peek(where, prefer=prefer)
-        return (head.colours or head.channels, *head.geometry.shape), head.geometry, head.result
-    if kind in _ITK:
-        from . import itk
-
-        return itk.peek(where)
-    if kind == "dicom":
-        from . import dicom
-
-        return dicom.peek(where, spacing=_tuple(spacing))
-    if kind in _RASTERS:
-        from . import raster
-
-        return raster.peek(where, spacing=_tuple(spacing))
-    from . import arrays
-
-    return arrays.peek(where, spacing=_tuple(spacing))
+    with _parsing(where):
+        return _peek(where, kind, spacing, prefer)
 
 
 def read_labels(
@@ -101,7 +85,7 @@ def read_labels(
     ids = _integers(_one_channel(data, where), where)
     if kind == "png" and not instances:
         ids = _as_shown(ids, values, where)
-    labels = _instances(ids, ignore, where) if instances else _classes(ids, values, ignore, where)
+    labels = _instances(ids, ignore, where) if instances else _classes(ids, values, ignore, where, picture=kind in _RASTERS)
     return LabelMap(labels, geometry, names=tuple(names), instances=instances)
 
 
@@ -130,15 +114,20 @@ def write_labels(
         geometry, code = _grid_of(like, geometry, path)
     low, high = (int(label.min()), int(label.max()))
     if low == IGNORE:
-        raise DataError("voxels that nobody spoke for (IGNORE) cannot be written as a class", where=path, found=f"{int((label == IGNORE).sum())} voxels")
+        count = int((label == IGNORE).sum())
+        raise DataError("voxels that nobody spoke for (IGNORE) cannot be written as a class", where=path, found=f"{count} voxels")
     if low < 0 or values is not None and high >= len(values):
-        raise DataError("class indices without a file value", where=path, found=f"{low} to {high}", allowed=f"0 to {len(values or ()) - 1 if values else high}")
+        allowed = f"0 to {len(values) - 1}" if values is not None else "0 and more"
+        raise DataError("class indices without a file value", where=path, found=f"{low} to {high}", allowed=allowed)
     if values is not None and names is not None and len(names) != len(values):
         raise DataError("names and values are not of one length", where=path, found=f"{len(names)} names, {len(values)} values")
-    table = range(max(high + 1, len(names or ()))) if values is None else [int(v) for v in values]
-    dtype = _smallest(min(table), max(table))
-    stored = label.astype(dtype) if values is None else np.asarray(table, dtype)[label]
-    named = None if names is None else dict(zip(table, names))
+    types = (np.uint8, np.uint16, np.int16, np.int32) if str(path).lower().endswith(".png") else (np.uint8, np.int16, np.uint16, np.int32)
+    if values is None:
+        stored = label.astype(_smallest(0, high, types))
+    else:
+        table = [int(v) for v in values]
+        stored = np.asarray(table, _smallest(min(table), max(table), types))[label]
+    named = None if names is None else dict(zip(values if values is not None else range(len(names)), names))
     _write(Path(path), stored[None], geometry, code, named, "label")
 
 
@@ -152,17 +141,57 @@ def write_image(path: str | Path, data: np.ndarray, geometry: Geometry) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------------------- reading
 def _kind(where: str) -> str:
-    file, _, _ = split_address(where)
-    if Path(where.partition("#")[0]).is_dir() and not Path(where).is_file():
+    if Path(where).is_dir() or (not Path(where).exists() and "#" in where and Path(where.rsplit("#", 1)[0]).is_dir()):
         return "dicom"
-    return sniff(file)
+    return sniff(where if Path(where).is_file() else split_address(where)[0])
 
 
 def _tuple(spacing: Sequence[float] | None) -> tuple[float, ...] | None:
     return None if spacing is None else tuple(float(s) for s in spacing)
 
 
+def _peek(where: str, kind: str, spacing: Sequence[float] | None, prefer: str | None) -> tuple[tuple[int, ...], Geometry, np.dtype]:
+    if kind.startswith("nifti"):
+        from . import nifti
+
+        head = nifti.peek(where, prefer=prefer)
+        return (head.colours or head.channels, *head.geometry.shape), head.geometry, head.result
+    if kind in _ITK:
+        from . import itk
+
+        return itk.peek(where)
+    if kind == "dicom":
+        from . import dicom
+
+        return dicom.peek(where, spacing=_tuple(spacing))
+    if kind in _RASTERS:
+        from . import raster
+
+        return raster.peek(where, spacing=_tuple(spacing))
+    from . import arrays
+
+    return arrays.peek(where, spacing=_tuple(spacing))
+
+
 def _read(where: str, kind: str, spacing: Sequence[float] | None, prefer: str | None, label: bool = False) -> tuple[np.ndarray, Geometry]:
+    with _parsing(where):
+        return _parsed(where, kind, spacing, prefer, label)
+
+
+@contextmanager
+def _parsing(where: str) -> Iterator[None]:
+    """Whatever a format library raises on a damaged file becomes a DataError; its text is left out, since it may quote the header."""
+    try:
+        yield
+    except VesaliusError:
+        raise
+    except MemoryError as error:
+        raise ResourceError("not enough memory to read this", where=where) from error
+    except Exception as error:
+        raise DataError("the file is damaged", where=where, found=type(error).__name__, fix="copy or export it again") from error
+
+
+def _parsed(where: str, kind: str, spacing: Sequence[float] | None, prefer: str | None, label: bool) -> tuple[np.ndarray, Geometry]:
     if kind.startswith("nifti"):
         from . import nifti
 
@@ -218,7 +247,9 @@ def _one_channel(data: np.ndarray, where: str) -> np.ndarray:
         return data[0]
     if len(data) == 3 and data.dtype == np.uint8:
         raise DataError("a colour picture cannot be a label map", where=where, fix="save the mask with one channel (grey or palette)")
-    raise DataError("a label map has one channel", where=where, found=f"{len(data)} channels", fix="write each time point or structure on its own")
+    raise DataError(
+        "a label map has one channel", where=where, found=f"{len(data)} channels", fix="write each time point or structure on its own"
+    )
 
 
 def _integers(data: np.ndarray, where: str) -> np.ndarray:
@@ -230,7 +261,9 @@ def _integers(data: np.ndarray, where: str) -> np.ndarray:
     if not whole.all() or not np.isfinite(data).all():
         odd = data[~whole] if not whole.all() else data[~np.isfinite(data)]
         found = f"{odd.size} voxels such as {', '.join(f'{v:g}' for v in np.unique(odd.ravel()[:100000])[:5])}"
-        raise DataError("a label map holds whole numbers", where=where, found=found, fix="this may be a probability map or was interpolated")
+        raise DataError(
+            "a label map holds whole numbers", where=where, found=found, fix="this may be a probability map or was interpolated"
+        )
     if np.abs(data).max() >= 2**31:
         raise DataError("label values are too large", where=where, found=f"{data.min():g} to {data.max():g}")
     return data.astype(np.int32)
@@ -246,7 +279,7 @@ def _as_shown(ids: np.ndarray, values: Sequence[int], where: str) -> np.ndarray:
     return ids * np.uint8(factor)
 
 
-def _classes(ids: np.ndarray, values: Sequence[int], ignore: int | None, where: str) -> np.ndarray:
+def _classes(ids: np.ndarray, values: Sequence[int], ignore: int | None, where: str, picture: bool) -> np.ndarray:
     table = {int(v): k for k, v in enumerate(values)}
     if ignore is not None:
         table[int(ignore)] = IGNORE
@@ -262,18 +295,18 @@ def _classes(ids: np.ndarray, values: Sequence[int], ignore: int | None, where: 
             return out
     unknown = ~np.isin(ids, list(table))
     if unknown.any():
-        raise _unknown_values(ids[unknown], values, ignore, where)
+        raise _unknown_values(ids[unknown], values, ignore, where, picture)
     if high - low < 1 << 22:
         return out
     found = np.unique(ids)
     return np.array([table[int(v)] for v in found], dtype)[np.searchsorted(found, ids)]
 
 
-def _unknown_values(odd: np.ndarray, values: Sequence[int], ignore: int | None, where: str) -> DataError:
+def _unknown_values(odd: np.ndarray, values: Sequence[int], ignore: int | None, where: str, picture: bool) -> DataError:
     found, counts = np.unique(odd, return_counts=True)
     shown = ", ".join(f"{int(v)} ({int(n)} voxels)" for v, n in list(zip(found, counts))[:8])
     more = f" and {len(found) - 8} further values" if len(found) > 8 else ""
-    smooth = len(found) > 8 and odd.dtype == np.uint8 and set(map(int, values)) <= {0, 1, 255}
+    smooth = picture and len(found) > 8 and len(values) == 2
     fix = (
         "the mask has soft (anti-aliased) edges: export it without smoothing, or threshold it yourself"
         if smooth
@@ -290,13 +323,15 @@ def _instances(ids: np.ndarray, ignore: int | None, where: str) -> np.ndarray:
     ignored = np.zeros(0, bool) if ignore is None else ids == ignore
     negative = (out < 0) & ~ignored if ignore is not None else out < 0
     if negative.any():
-        raise DataError("an instance id is negative", where=where, found=f"{int(negative.sum())} voxels", allowed="0 background, 1.. objects")
+        raise DataError(
+            "an instance id is negative", where=where, found=f"{int(negative.sum())} voxels", allowed="0 background, 1.. objects"
+        )
     if ignore is not None:
         out[ignored] = IGNORE
     return out
 
 
-def _smallest(low: int, high: int, types: Sequence[type] = (np.uint8, np.int16, np.uint16, np.int32)) -> np.dtype:
+def _smallest(low: int, high: int, types: Sequence[type]) -> np.dtype:
     for kind in types:
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return np.dtype(kind)

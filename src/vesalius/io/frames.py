@@ -54,7 +54,11 @@ def check_spacing(spacing: Sequence[float], where: str | Path) -> None:
         raise GeometryError("the spacing is zero, negative or not a number", where=where, found=_mm(spacing), fix="correct the header")
     if spacing.min() < LEAST_MM or spacing.max() > MOST_MM:
         raise GeometryError(
-            "the spacing is not plausible", where=where, found=_mm(spacing), allowed=f"{LEAST_MM:g} to {MOST_MM:g} mm", fix="check the unit in the header"
+            "the spacing is not plausible",
+            where=where,
+            found=_mm(spacing),
+            allowed=f"{LEAST_MM:g} to {MOST_MM:g} mm",
+            fix="check the unit in the header",
         )
 
 
@@ -79,7 +83,9 @@ def without_shear(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
 def check_writable(geometry: Geometry, where: str | Path) -> None:
     """GeometryError when the grid has shear: most formats and most readers cannot hold it."""
     if shear(geometry.affine) > EXACT:
-        raise GeometryError("a grid with shear cannot be written", where=where, found=f"cosine {shear(geometry.affine):.3g}", fix="resample it first")
+        raise GeometryError(
+            "a grid with shear cannot be written", where=where, found=f"cosine {shear(geometry.affine):.3g}", fix="resample it first"
+        )
 
 
 def _mm(spacing: np.ndarray) -> str:

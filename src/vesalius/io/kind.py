@@ -60,20 +60,24 @@ def sniff(path: str | Path) -> str:
         if _is_nifti(_inflated(head)):
             return "nifti.gz"
         raise DataError("a gzip file that holds no NIfTI image", where=path, allowed=", ".join(KINDS))
+    if head[128:132] == b"DICM":  # first: the preamble may be that of another format
+        return "dicom"
     kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     if kind == "bmp" and not (len(head) >= 26 and struct.unpack_from("<I", head, 14)[0] in (12, 40, 52, 56, 64, 108, 124)):
         kind = None
     if kind is None:
         kind = _by_structure(head)
     if kind is None:
-        raise DataError("the content is of no format that Vesalius reads", where=path, found=f"first bytes {head[:8]!r}", allowed=", ".join(KINDS))
+        raise DataError(
+            "the content is of no format that Vesalius reads", where=path, found=f"first bytes {head[:8]!r}", allowed=", ".join(KINDS)
+        )
     return kind
 
 
 def _by_structure(head: bytes) -> str | None:
     if _is_nifti(head):
         return "nifti"
-    if head[128:132] == b"DICM" or _is_bare_dicom(head):
+    if _is_bare_dicom(head):
         return "dicom"
     first = head[:64].lstrip().lower()
     if first.startswith((b"objecttype", b"ndims", b"comment =")) and b"ndims" in head.lower():

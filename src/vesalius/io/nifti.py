@@ -24,7 +24,7 @@ from isal import igzip_lib, isal_zlib
 from ..core.errors import DataError, GeometryError, ResourceError
 from ..core.geometry import Geometry
 from .atomic import atomic
-from .frames import check_spacing, check_writable, geometry_of
+from .frames import check_writable, geometry_of
 from .kind import checked_file
 from .notes import megabytes, note
 
@@ -115,7 +115,9 @@ def _first_bytes(file: BinaryIO, zipped: bool, path: Path) -> bytes:
                 break
             block += engine.decompress(data, max_length=540 - len(block))
     except igzip_lib.error as error:
-        raise DataError("the gzip stream is damaged in its first bytes", where=path, found=str(error), fix="copy or download it again") from error
+        raise DataError(
+            "the gzip stream is damaged in its first bytes", where=path, found=str(error), fix="copy or download it again"
+        ) from error
     return block
 
 
@@ -140,7 +142,9 @@ def _checked(header: nib.Nifti1Header, path: Path, zipped: bool, prefer: str | N
     dtype, colours = _dtype(header, path)
     if colours:
         if channels > 1:
-            raise DataError("a series of colour volumes is not supported", where=path, found=f"dim {sides}", fix="write each volume on its own")
+            raise DataError(
+                "a series of colour volumes is not supported", where=path, found=f"dim {sides}", fix="write each volume on its own"
+            )
         channels, sides = colours, (colours, *sides)
     slope, inter = _scaling(header, path)
     spatial = _spatial(header)
@@ -164,7 +168,9 @@ def _sides(header: nib.Nifti1Header, path: Path) -> tuple[tuple[int, ...], int]:
         raise DataError("a side in the header, dim[1..], is zero or negative", where=path, found=sides, allowed="1 and more")
     extra = [n for n in sides[3:] if n > 1]
     if len(extra) > 1:
-        raise DataError("more than four dimensions", where=path, found=sides, fix="choose one time point or one component and write it on its own")
+        raise DataError(
+            "more than four dimensions", where=path, found=sides, fix="choose one time point or one component and write it on its own"
+        )
     return sides, (extra[0] if extra else 1)
 
 
@@ -178,7 +184,9 @@ def _dtype(header: nib.Nifti1Header, path: Path) -> tuple[np.dtype, int]:
     dtype, colours = np.dtype(header.endianness + _TYPES[code]), _COLOURS.get(code, 0)
     expected = 8 * dtype.itemsize * max(1, colours)
     if bits != expected:
-        raise DataError("datatype and bitpix contradict each other", where=path, found=f"datatype {code}, bitpix {bits}", allowed=f"bitpix {expected}")
+        raise DataError(
+            "datatype and bitpix contradict each other", where=path, found=f"datatype {code}, bitpix {bits}", allowed=f"bitpix {expected}"
+        )
     return dtype, colours
 
 
@@ -218,7 +226,9 @@ def _geometry(header: nib.Nifti1Header, spatial: tuple[int, ...], path: Path, pr
     """The grid in mm and the form code it came with."""
     unit = int(header["xyzt_units"]) & 7
     if unit not in _MM:
-        raise DataError("unknown unit of length in the header", where=path, found=f"xyzt_units {unit}", allowed="0 unknown, 1 m, 2 mm, 3 micron")
+        raise DataError(
+            "unknown unit of length in the header", where=path, found=f"xyzt_units {unit}", allowed="0 unknown, 1 m, 2 mm, 3 micron"
+        )
     if _MM[unit] != 1.0:
         note(f"lengths are in {'metre' if unit == 1 else 'micron'} and were converted to mm", path)
     scale = np.diag([_MM[unit]] * 3 + [1.0])
@@ -258,18 +268,19 @@ def _qform(header: nib.Nifti1Header, count: int, path: Path) -> np.ndarray:
     try:
         return header.get_qform(coded=False)
     except (ValueError, nib.spatialimages.HeaderDataError) as error:
-        raise GeometryError("the qform is no rotation", where=path, found=str(error), fix="correct the header, or read with prefer='sform'") from error
+        raise GeometryError(
+            "the qform is no rotation", where=path, found=str(error), fix="correct the header, or read with prefer='sform'"
+        ) from error
 
 
 def _agreed(header: nib.Nifti1Header, volume: tuple[int, ...], path: Path) -> np.ndarray:
     """The sform, if the qform says the same; the two are compared at the volume's corners."""
     sform, qform = header.get_sform(), _qform(header, len(_spatial(header)), path)
-    check_spacing(np.linalg.norm(sform[:3, :3], axis=0), path) if len(_spatial(header)) == 3 else None
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in volume], indexing="ij")).reshape(3, -1)
     apart = np.linalg.norm((sform - qform)[:3, :3] @ corners + (sform - qform)[:3, 3:], axis=0).max()
-    voxels = apart / np.linalg.norm(sform[:3, :3], axis=0)[: len(_spatial(header))].min()
+    voxels = apart / np.linalg.norm(qform[:3, :3], axis=0)[: len(_spatial(header))].min()
     if not voxels <= _CONFLICT:
-        show = "; ".join(f"{name} {np.array2string(a[:3], precision=4, separator=', ').replace(chr(10), '')}" for name, a in (("sform", sform), ("qform", qform)))
+        show = f"sform {np.round(sform[:3], 4).tolist()}, qform {np.round(qform[:3], 4).tolist()}"
         raise GeometryError(
             f"sform and qform disagree by {voxels:.3g} voxels",
             where=path,
@@ -328,7 +339,12 @@ def inflate(file: BinaryIO, out: np.ndarray, path: Path) -> None:
         view[at : at + room] = piece[:room] if room < len(piece) else piece
         at += len(piece)
         if at > promised + _SLACK:
-            raise DataError("the file unpacks to more than its header promises", where=path, found=f"more than {megabytes(at)}", allowed=megabytes(promised))
+            raise DataError(
+                "the file unpacks to more than its header promises",
+                where=path,
+                found=f"more than {megabytes(at)}",
+                allowed=megabytes(promised),
+            )
         if engine.eof:
             data = engine.unused_data or file.read(_CHUNK)
             while data and not data.strip(b"\0"):  # zero padding is allowed between and after members
@@ -345,7 +361,12 @@ def inflate(file: BinaryIO, out: np.ndarray, path: Path) -> None:
             found = f"{megabytes(promised)} promised, {megabytes(at)} found"
             raise DataError("the file is truncated (its gzip stream has no end)", where=path, found=found, fix="copy or download it again")
     if at < promised:
-        raise DataError("the file is truncated", where=path, found=f"{megabytes(promised)} promised, {megabytes(at)} found", fix="copy or download it again")
+        raise DataError(
+            "the file is truncated",
+            where=path,
+            found=f"{megabytes(promised)} promised, {megabytes(at)} found",
+            fix="copy or download it again",
+        )
     if at > promised:
         note(f"{at - promised} bytes after the last voxel were ignored", path)
 

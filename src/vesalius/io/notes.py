@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,3 +21,14 @@ def note(text: str, where: str | Path | None = None) -> None:
 def megabytes(count: float) -> str:
     """Bytes as decimal megabytes with one decimal, or as bytes when there are few."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{int(count)} bytes"
+
+
+@contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Keep a library from logging what is reported as an error or a note here."""
+    log = logging.getLogger(logger)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before

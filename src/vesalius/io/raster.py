@@ -18,7 +18,7 @@ from ..core.geometry import Geometry
 from .arrays import spaced
 from .atomic import atomic
 from .kind import checked_file, sniff
-from .notes import note
+from .notes import note, quiet
 
 KINDS = ("png", "jpeg", "tiff", "bmp", "pgm")
 MOST_PIXELS = 178_956_970  # 0.5 GB of RGB, Pillow's own limit of what is plausible
@@ -32,7 +32,9 @@ def read(path: str | Path, *, spacing: tuple[float, ...] | None = None, label: b
     path = checked_file(path)
     kind = sniff(path)
     if label and kind == "jpeg":
-        raise DataError("a JPEG cannot be a label map: lossy compression changed its values at every edge", where=path, fix="export the mask as PNG")
+        raise DataError(
+            "a JPEG cannot be a label map: lossy compression changed its values at every edge", where=path, fix="export the mask as PNG"
+        )
     pixels = _tiff(path, label) if kind == "tiff" else _pillow(path, kind, label)
     if pixels.ndim == 3 and kind == "tiff" and pixels.shape[-1] not in (3, 4):
         return pixels[None], spaced(pixels.shape, spacing, path)
@@ -83,7 +85,9 @@ def _pillow(path: Path, kind: str, label: bool) -> np.ndarray:
         if depth == 16 and colour in (2, 4, 6):
             raise DataError("a PNG of 16 bits with colour or transparency", where=path, fix="export it as a 16-bit grey PNG or as TIFF")
         if image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
-            raise DataError(f"{image.mode} colours are not supported", where=path, fix="convert the picture to RGB (ImageMagick: -colorspace sRGB)")
+            raise DataError(
+                f"{image.mode} colours are not supported", where=path, fix="convert the picture to RGB (ImageMagick: -colorspace sRGB)"
+            )
         try:
             image = ImageOps.exif_transpose(image)
             if image.mode in ("P", "PA") and not label:
@@ -127,8 +131,9 @@ def _opened_tiff(path: Path):
     import tifffile
 
     try:
-        tiff = tifffile.TiffFile(path)
-        series = tiff.series
+        with quiet("tifffile"):
+            tiff = tifffile.TiffFile(path)
+            series = tiff.series
     except Exception as error:  # tifffile raises many kinds on damaged directories
         raise DataError("the TIFF's directory is damaged", where=path, found=str(error), fix="copy or export it again") from error
     if not series or series[0].dtype is None:
@@ -144,13 +149,18 @@ def _tiff(path: Path, label: bool) -> np.ndarray:
     with _opened_tiff(path) as tiff:
         series, page = tiff.series[0], tiff.series[0].keyframe
         if label and int(page.compression) in _LOSSY_TIFF:
-            raise DataError("a TIFF with lossy compression cannot be a label map", where=path, found=page.compression.name, fix="export it as PNG")
+            raise DataError(
+                "a TIFF with lossy compression cannot be a label map", where=path, found=page.compression.name, fix="export it as PNG"
+            )
         if page.photometric.name in ("SEPARATED", "CIELAB"):
             raise DataError(f"{page.photometric.name} colours are not supported", where=path, fix="convert the picture to RGB")
         if series.ndim not in (2, 3):
-            raise DataError("a TIFF of more than three dimensions", where=path, found=f"{series.axes} {series.shape}", fix="export one channel or time")
+            raise DataError(
+                "a TIFF of more than three dimensions", where=path, found=f"{series.axes} {series.shape}", fix="export one channel or time"
+            )
         try:
-            pixels = series.asarray()
+            with quiet("tifffile"):
+                pixels = series.asarray()
         except MemoryError as error:
             raise ResourceError("not enough memory for this picture", where=path) from error
         except Exception as error:
@@ -192,7 +202,13 @@ def _without_alpha(data: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _too_large(path: Path, found: str) -> DataError:
-    return DataError("the picture is implausibly large", where=path, found=found, allowed=f"{MOST_PIXELS} pixels", fix="read it as a slide, or cut it into tiles")
+    return DataError(
+        "the picture is implausibly large",
+        where=path,
+        found=found,
+        allowed=f"{MOST_PIXELS} pixels",
+        fix="read it as a slide, or cut it into tiles",
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- writing
@@ -200,7 +216,9 @@ def write(path: str | Path, data: np.ndarray, geometry: Geometry, *, names: dict
     """(C, rows, columns) as .png (uint8 with 1 or 3 channels, uint16 with 1) or .tif (any number type, any channels). No spacing."""
     path = Path(path)
     if geometry.ndim != 2:
-        raise DataError("a picture file holds 2D images", where=path, found=geometry.describe(), fix="write volumes as .nii.gz, .mha, .nrrd or .npz")
+        raise DataError(
+            "a picture file holds 2D images", where=path, found=geometry.describe(), fix="write volumes as .nii.gz, .mha, .nrrd or .npz"
+        )
     data = data.astype(np.uint8) if data.dtype == bool else data
     text = "; ".join(f"{value}={name}" for value, name in (names or {}).items())
     if path.suffix.lower() in (".tif", ".tiff"):

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.case import IGNORE, Batch, Case, Image, Sample
+from ..core.case import IGNORE, Batch, Case, Condition, Image, Sample
 from ..core.errors import UsageError
-from ..core.geometry import Grid
 from ..core.manifest import Manifest
-from ..core.method import Clock, Condition, Derived, Method, Run, Sampling, Stage
+from ..core.method import Clock, Derived, Method, Run, Sampling, Stage
 from ..core.plan import Plan
 from ..core.prediction import Prediction
 from ..core.prompt import Prompt
@@ -33,6 +32,7 @@ class LearnedMethod(Method, nn.Module):
 
     readout = "softmax"
     clip = 12.0  # gradient norm
+    stage = Stage()  # the one being trained; the loop sets it
 
     def fit(self, train: Sequence[str], val: Sequence[str], run: Run) -> LearnedMethod:
         run.train(self, train, val)
@@ -71,7 +71,7 @@ class LearnedMethod(Method, nn.Module):
 
     def augment(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Read the patch with random pose and intensities; moves images, labels, maps and points alike and records ``sample.pose``."""
-        return augment.default(sample, rng, self.plan, spatial=self.sampling(Stage()).spatial)
+        return augment.default(sample, rng, self.plan, spatial=self.sampling(self.stage).spatial)
 
     def targets(self, case: Case) -> Mapping[str, Derived]:
         """Label transforms of the whole prepared case (distance maps, projections), computed once, cached and cropped with it."""
@@ -80,11 +80,12 @@ class LearnedMethod(Method, nn.Module):
     # prediction ----------------------------------------------------------------------------------------------------------------------
     @property
     def channels(self) -> tuple[str, ...]:
-        """Images stacked into the network's input; methods that ``derive`` a channel append its name."""
-        return self.plan.channels
+        """Images stacked into the network's input: the plan's, then those the method derives."""
+        return (*self.plan.channels, *self.derived)
 
-    def grids(self) -> Mapping[str, Grid]:
-        return {"main": self.plan.grid}
+    @property
+    def in_channels(self) -> int:
+        return self.plan.in_channels + len(self.derived)
 
     def condition(self, case: Case, rng: np.random.Generator) -> Condition | None:
         """Text, table, support set, latent, noise: once per case, the same for all windows."""
@@ -96,7 +97,8 @@ class LearnedMethod(Method, nn.Module):
     def predict(self, case: Case, prompts: Sequence[Prompt] = (), *, rng: np.random.Generator) -> Prediction:
         image = torch.from_numpy(np.ascontiguousarray(case.stack(self.channels)))
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
-        maps = self.inferer()(self.fast_forward, image.to(device), condition=self.condition(case, rng))
+        condition = self.condition(case, rng)
+        maps = self.inferer()(self.fast_forward, image.to(device), condition=condition and condition.to(device))
         return self.finish(maps, case)
 
     fast: Callable | None = None  # the engine may lend an accelerated forward (same numbers, checked)
@@ -116,16 +118,18 @@ class LearnedMethod(Method, nn.Module):
         if self.readout == "softmax" and logits.shape[1] > 1:
             return logits.float().softmax(1)
         p = logits.float().sigmoid() if self.readout != "tanh" else 0.5 * (1 + logits.float().tanh())
-        if p.shape[1] == self.manifest.classes:
+        if p.shape[1] == len(self.plan.classes):
             return p
         return torch.cat([1 - p.amax(1, keepdim=True), p], 1)
 
     # state ---------------------------------------------------------------------------------------------------------------------------
     def state(self) -> tuple[dict[str, np.ndarray], dict]:
-        return {k: v.detach().cpu().numpy() for k, v in self.state_dict().items()}, {}
+        tensors, facts = super().state()
+        return {**tensors, **{k: v.detach().cpu().numpy() for k, v in self.state_dict().items()}}, facts
 
     def load_state(self, tensors: Mapping[str, np.ndarray], facts: Mapping) -> None:
-        self.load_state_dict({k: torch.as_tensor(np.asarray(v)) for k, v in tensors.items()})
+        super().load_state(tensors, facts)
+        self.load_state_dict({k: torch.as_tensor(np.asarray(v)) for k, v in tensors.items() if not k.startswith("parts.")})
 
 
 class Segmenter(LearnedMethod):
@@ -155,12 +159,8 @@ class Segmenter(LearnedMethod):
         self.ema = EMA(self.network, ema) if ema else None
 
     @property
-    def in_channels(self) -> int:
-        return self.plan.in_channels
-
-    @property
     def out_channels(self) -> int:
-        return self.manifest.classes
+        return len(self.plan.classes)
 
     def build(self, network: Callable[..., nn.Module] | None = None, **options) -> nn.Module:
         """A network of this task's channels; by default the planned U-Net, ``options`` over the plan's decisions."""

@@ -52,7 +52,7 @@ def as_masks(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray,
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     for name, mask in (("prediction", prediction), ("reference", reference)):
         if mask.dtype != bool:
-            raise GeometryError(f"the {name} is not a boolean mask", found=mask.dtype, allowed="bool", fix="compare with a class: data == k")
+            raise GeometryError(f"the {name} is no boolean mask", found=mask.dtype, allowed="bool", fix="compare with a class: data == k")
     if prediction.shape != reference.shape:
         raise GeometryError("prediction and reference have different shapes", found=prediction.shape, allowed=reference.shape)
     return prediction, reference

@@ -1,9 +1,9 @@
 """Distances between the surfaces of two masks, in mm, every surface element weighted by its size.
 
-The definition is the one of DeepMind's ``surface-distance`` (Nikolov et al. 2021, doi:10.2196/26151), to which the tests hold it: the points
-of a surface are the voxel corners whose 2 x 2 (x 2) neighbouring voxels are neither all inside nor all outside; the element of a corner is
-the piece of contour (mm) or marching-cubes surface (mm^2) in the cell around it; a distance runs from a corner of one surface to the nearest
-corner of the other. Outside the image nothing is foreground, so a structure that touches the border is closed there.
+The definition is the one of DeepMind's ``surface-distance`` (Nikolov et al. 2021, doi:10.2196/26151), to which the tests hold it: the
+points of a surface are the voxel corners whose 2 x 2 (x 2) neighbouring voxels are neither all inside nor all outside; the element of a
+corner is the piece of contour (mm) or marching-cubes surface (mm^2) in the cell around it; a distance runs from a corner of one surface to
+the nearest corner of the other. Outside the image nothing is foreground, so a structure that touches the border is closed there.
 ``surfaces`` computes everything once; the metrics are functions of what it returns. Metrics: Metrics Reloaded (Maier-Hein et al. 2024,
 doi:10.1038/s41592-023-02151-z). The table of element sizes is derived here from geometry (``element_sizes``), not copied.
 """

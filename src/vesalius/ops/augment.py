@@ -1,9 +1,9 @@
 """Random poses, bends and intensities of training patches, drawn from one generator and rendered in one read of the case.
 
-``draw`` changes where a sample is read from (its pose and bend, nothing is read yet), ``render`` reads image, labels, maps and points there,
-``intensity`` changes grey values. Ranges and probabilities are a flat dict of floats (``PRESETS``), so that a plan can hold and print them.
-The ranges of 'full' follow nnU-Net v2 (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z; ``nnUNetTrainer``), with the differences named
-at each key. The same generator state gives the same bits.
+``draw`` changes where a sample is read from (its pose and bend, nothing is read yet), ``render`` reads image, labels, maps and points
+there, ``intensity`` changes grey values. Ranges and probabilities are a flat dict of floats (``PRESETS``), so that a plan can hold and
+print them. Those of 'full' follow nnU-Net v2 (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z; ``nnUNetTrainer``), with the
+differences named at each key. The same generator state gives the same bits.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit
 
 from ..core.case import Sample
 from ..core.errors import GeometryError, UsageError, nearest
-from .warp import MIN_CONTROL, move_points, read_patch
+from .warp import MIN_CONTROL, compiled, move_points, read_patch
 
 if TYPE_CHECKING:
     from ..core.plan import Plan
@@ -63,6 +62,7 @@ _LIGHT = {
 }
 PRESETS: Mapping[str, Mapping[str, float]] = {"none": _NONE, "light": _LIGHT, "full": _FULL}
 
+_MOST = {"lowres": 1.0, "scaling_axes": 0.5, "bend": 0.4}
 THICK = 3.0  # a spacing this many times the finest is a slice direction: no rotation through it, no bend along it (nnU-Net's rule)
 SPATIAL = ("full", "exact", "none")
 
@@ -91,14 +91,16 @@ def checked(strength: Mapping[str, float]) -> dict[str, float]:
         raise UsageError(f"unknown augmentation '{unknown[0]}'", fix=nearest(unknown[0], _FULL))
     full = {**_NONE, **{key: float(value) for key, value in strength.items()}}
     for key, value in full.items():
-        most = 1.0 if key.endswith("_p") or key in ("lowres", "scaling_axes") else 0.4 if key == "bend" else np.inf
+        most = 1.0 if key.endswith("_p") else _MOST.get(key, np.finfo(float).max)
         if not 0 <= value <= most:
             raise UsageError("impossible augmentation strength", where=key, found=value, allowed=f"0 to {most:g}")
     for name in ("scaling", "contrast", "gamma", "blur"):
-        if not 0 < full[f"{name}_low"] <= full[f"{name}_high"]:
-            raise UsageError("an augmentation range runs from low to high, above 0", where=name, found=(full[f"{name}_low"], full[f"{name}_high"]))
-    if full["lowres"] == 0 or full["bend_cells"] < 2 or full["scaling_axes"] == 1:
-        raise UsageError("impossible augmentation strength", where="lowres, bend_cells, scaling_axes", allowed="above 0, 2 or more, below 1")
+        low, high = full[f"{name}_low"], full[f"{name}_high"]
+        if not 0 < low <= high:
+            raise UsageError("an augmentation range runs from low to high, above 0", where=name, found=(low, high))
+    for key, least in {"lowres": 0.01, "bend_cells": 2.0}.items():
+        if full[key] < least:
+            raise UsageError("impossible augmentation strength", where=key, found=full[key], allowed=f"{least:g} or more")
     return full
 
 
@@ -242,7 +244,9 @@ def intensity(image: np.ndarray, rng: np.random.Generator, *, strength: Mapping[
 def _vary(x: np.ndarray, rng: np.random.Generator, s: dict[str, float]) -> None:
     """All of ``intensity`` on one channel (*size): at most two separable passes and three of single voxels."""
     if rng.random() < s["blur_p"]:
-        _separable(x, [_gaussian(n, rng.uniform(s["blur_low"], s["blur_high"])) for n in x.shape])
+        sd = rng.uniform(s["blur_low"], s["blur_high"])
+        tables = [_gaussian(n, sd) for n in x.shape]
+        _separable(x, tables, reach=tables[0][0].shape[1] // 2)
     if rng.random() < s["lowres_p"]:
         zoom = rng.uniform(s["lowres"], 1)
         _separable(x, [_coarse(n, zoom) for n in x.shape])
@@ -292,50 +296,57 @@ def _coarse(n: int, zoom: float) -> tuple[np.ndarray, np.ndarray]:
     return taps, np.stack([1 - (at - first), at - first], axis=1)
 
 
-def _separable(x: np.ndarray, tables: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Replace ``x`` (2 or 3 sides) by its weighted taps along every axis."""
+def _separable(x: np.ndarray, tables: list[tuple[np.ndarray, np.ndarray]], reach: int = 0) -> None:
+    """Replace ``x`` (2 or 3 sides) by its weighted taps along every axis; ``reach``: the radius if they are one symmetric kernel."""
     if x.ndim == 2:
-        tables = [(np.zeros((1, 1), int), np.ones((1, 1))), *tables]
-    out = np.empty((len(tables[0][0]), *x.shape[-2:]), np.float32)
-    _mix(x.reshape(out.shape), out, *(np.ascontiguousarray(a, t) for taps, w in tables for a, t in ((taps, np.int64), (w, np.float32))))
-    x[...] = out.reshape(x.shape)
+        tables = [(np.zeros((1, 1), np.int64), np.ones((1, 1))), *tables]
+    solid = x.reshape(-1, *x.shape[-2:])
+    out = np.empty_like(solid)
+    (i0, w0), (i1, w1), (i2, w2) = ((taps.astype(np.uint64), weights.astype(np.float32)) for taps, weights in tables)
+    _mix(solid, out, i0, w0, i1, w1, np.ascontiguousarray(i2.T), np.ascontiguousarray(w2.T), reach)
+    solid[...] = out
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- kernels
-_jit = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 _CHUNK = 4096  # voxels summed in float32 before they join the float64 sum
 
 
-@_jit
+@compiled
 def _taps(x, index, weight, out):
     """out[k] = sum of weight[t] * x[index[t], k]."""
-    for k in range(out.size):
-        out[k] = weight[0] * x[index[0], k]
-    for t in range(1, index.size):
+    out[:] = np.float32(0)
+    for t in range(index.size):
         w, row = weight[t], x[index[t]]
         for k in range(out.size):
             out[k] += w * row[k]
 
 
-@_jit
-def _mix(x, out, i0, w0, i1, w1, i2, w2):
+@compiled
+def _mix(x, out, i0, w0, i1, w1, i2, w2, reach):
+    """Weighted taps of ``x`` along its three axes; those of the last are i2, w2 (taps, n), or a kernel w2[:, 0] of radius ``reach``."""
     s0, s1, s2 = x.shape
-    plane, line = np.empty((s1, s2), np.float32), np.empty(s2, np.float32)
-    flat, flat_plane = x.reshape(s0, s1 * s2), plane.reshape(s1 * s2)
-    turned = np.ascontiguousarray(i2.T), np.ascontiguousarray(w2.T)
+    plane, padded = np.empty((s1, s2), np.float32), np.empty(s2 + 2 * reach, np.float32)
+    flat, flat_plane, line = x.reshape(s0, s1 * s2), plane.reshape(s1 * s2), padded[reach : reach + s2]
     for i in range(s0):
         _taps(flat, i0[i], w0[i], flat_plane)
         for j in range(s1):
             _taps(plane, i1[j], w1[j], line)
             row = out[i, j]
             row[:] = np.float32(0)
-            for t in range(i2.shape[1]):
-                index, weight = turned[0][t], turned[1][t]
-                for k in range(s2):
-                    row[k] += weight[k] * line[index[k]]
+            if reach:
+                padded[:reach], padded[reach + s2 :] = line[0], line[s2 - 1]
+                for t in range(w2.shape[0]):
+                    w, shifted = w2[t, 0], padded[t : t + s2]
+                    for k in range(s2):
+                        row[k] += w * shifted[k]
+            else:
+                for t in range(w2.shape[0]):
+                    index, weight = i2[t], w2[t]
+                    for k in range(s2):
+                        row[k] += weight[k] * line[index[k]]
 
 
-@_jit
+@compiled
 def _moments(x):
     """(least, greatest, mean, sd); extremes are found on the bits, as integers in the floats' order, which compiles to vector code."""
     bits, last = x.view(np.int32), np.int32(0x7FFFFFFF)
@@ -357,7 +368,7 @@ def _moments(x):
     return float(ends[0]), float(ends[1]), pivot + mean, np.sqrt(max(square / x.size - mean * mean, 0.0))
 
 
-@_jit
+@compiled
 def _log2(u):
     """log2 of a normal positive float32 to 1e-7: its exponent, and the atanh series of a mantissa in sqrt(1/2) to sqrt(2)."""
     bits = np.float32(u).view(np.int32)
@@ -369,7 +380,7 @@ def _log2(u):
     return np.float32(above) + np.float32(2 / np.log(2)) * s * series
 
 
-@_jit
+@compiled
 def _power(u, exponent):
     """u ** exponent for 0 <= u <= 1, to 1e-6: exp2 of a whole number by its bits, of the rest by Taylor's series."""
     p = max(exponent * _log2(max(u, np.float32(1e-30))), np.float32(-126))
@@ -380,7 +391,7 @@ def _power(u, exponent):
     return e * np.int32((whole + 127) << 23).view(np.float32)
 
 
-@_jit
+@compiled
 def _gamma(x, scale, offset, low, high, gamma, invert):
     """Scale, shift, clip to low..high and gamma in place; (mean, sd) before and after the gamma."""
     scale, offset, low, high, gamma = np.float32(scale), np.float32(offset), np.float32(low), np.float32(high), np.float32(gamma)
@@ -407,7 +418,7 @@ def _gamma(x, scale, offset, low, high, gamma, invert):
     return low + width * (u0 + sign * sums[0]), width * sd, low + width * (u0 + sign * sums[2]), width * new_sd
 
 
-@_jit
+@compiled
 def _normals(key):
     """Two independent standard normals from a 64-bit counter: SplitMix64 (Steele et al. 2014), then Box-Muller."""
     z = key * np.uint64(0x9E3779B97F4A7C15)
@@ -426,7 +437,7 @@ def _normals(key):
     return radius * c, radius * s
 
 
-@_jit
+@compiled
 def _finish(x, scale, offset, low, high, noise, seed):
     """Scale, shift and clip in place, then add Gaussian noise of sd ``noise``."""
     scale, offset, low, high, noise = np.float32(scale), np.float32(offset), np.float32(low), np.float32(high), np.float32(noise)

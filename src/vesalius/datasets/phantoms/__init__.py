@@ -10,11 +10,13 @@ from typing import Any
 
 from ...core.errors import UsageError, nearest
 from ...core.manifest import Manifest
-from . import moving_context, radiograph, shapes, tumour_bed
+from . import brain, moving_context, polyp, radiograph, shapes, torso, tumour_bed, ultrasound, vessels
 from .phantom import Phantom
 from .variants import OPTIONS
 
-PHANTOMS: dict[str, Phantom] = {p.name: p for home in (tumour_bed, radiograph, moving_context, shapes) for p in home.PHANTOMS}
+PHANTOMS: dict[str, Phantom] = {
+    p.name: p for home in (tumour_bed, torso, radiograph, vessels, ultrasound, polyp, brain, moving_context, shapes) for p in home.PHANTOMS
+}
 
 
 def names() -> list[str]:

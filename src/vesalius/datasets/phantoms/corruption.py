@@ -17,8 +17,8 @@ from .forms import field
 
 
 def noise(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """White Gaussian noise of sd (0.1, 0.2, 0.35, 0.55, 0.8) s."""
-    return x + (0.1, 0.2, 0.35, 0.55, 0.8)[severity - 1] * _scale(x) * rng.standard_normal(x.shape, dtype=np.float32)
+    """White Gaussian noise of sd (0.05, 0.1, 0.2, 0.35, 0.6) s."""
+    return x + (0.05, 0.1, 0.2, 0.35, 0.6)[severity - 1] * _scale(x) * rng.standard_normal(x.shape, dtype=np.float32)
 
 
 def blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
@@ -27,22 +27,21 @@ def blur(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def bias(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Multiplicative smooth field exp(a f) around the darkest value, a = (0.1, 0.2, 0.35, 0.55, 0.8), f of sd 1 over a third of the side."""
+    """Smooth gain exp(a f) above the darkest value, a = (0.1, 0.2, 0.35, 0.55, 0.8), f of sd 1 over a third of the side."""
     f = field(rng, x.shape[1:], max(x.shape[1:]) / 3)
     low = float(x.min())
     return low + (x - low) * np.exp((0.1, 0.2, 0.35, 0.55, 0.8)[severity - 1] * f)
 
 
 def motion(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
-    """Ghosting by a shift during acquisition: the middle (5, 10, 15, 22, 30) % band of half the k-space lines along the first axis comes
-    from the object shifted by (1, 2, 3, 4, 6) voxels."""
-    shift, share = (1, 2, 3, 4, 6)[severity - 1], (0.05, 0.1, 0.15, 0.22, 0.3)[severity - 1]
-    n = x.shape[1]
-    k = np.fft.fft(x, axis=1)
-    f = np.fft.fftfreq(n)
-    moved = (np.abs(f) < share / 2 + 0.5 / n) & (f > 0) | (np.abs(f) > 0.5 - share)
-    phase = np.where(moved, np.exp(-2j * np.pi * np.abs(f) * shift), 1)
-    return np.fft.ifft(k * phase.reshape(1, -1, *[1] * (x.ndim - 2)), axis=1).real
+    """Ghosting: (8, 16, 28, 42, 60) % of the k-space lines along the first axis, drawn at random, were read after a shift of 3.3 voxels."""
+    share, n = (0.08, 0.16, 0.28, 0.42, 0.6)[severity - 1], x.shape[1]
+    pairs = n // 2  # lines +k and -k move together, so the answer is real
+    moved = rng.permutation(pairs) < np.ceil(share * pairs)
+    line = np.abs(np.round(np.fft.fftfreq(n) * n)).astype(int)
+    late = np.append(np.insert(moved, 0, False), False)[line] & (line < n / 2)
+    phase = np.where(late, np.exp(-2j * np.pi * np.fft.fftfreq(n) * 3.3), 1)
+    return np.fft.ifft(np.fft.fft(x, axis=1) * phase.reshape(1, -1, *[1] * (x.ndim - 2)), axis=1).real
 
 
 def resolution(x: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:

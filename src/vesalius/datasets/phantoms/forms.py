@@ -1,4 +1,4 @@
-"""Shapes and textures of the phantoms: soft coverage of a voxel by a solid, irregular star-shaped blobs, smooth random fields, native grids.
+"""Shapes and textures of the phantoms: partial volume, irregular star-shaped blobs, smooth random fields, native grids.
 
 ``coverage`` turns a signed distance into the share of a voxel that lies inside (partial volume): linear across one voxel width, exact for a
 flat surface that crosses along an axis.
@@ -6,8 +6,9 @@ flat surface that crosses along an axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import ndimage
@@ -49,12 +50,10 @@ def coverage(distance: np.ndarray, width: float) -> np.ndarray:
     return np.clip(0.5 - distance / width, 0, 1)
 
 
-def ellipsoid(at: np.ndarray, centre: Sequence[float], radii: Sequence[float], rotation: np.ndarray | None = None) -> np.ndarray:
+def ellipsoid(at: np.ndarray, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
     """Approximate signed distance (mm) of points ``at`` (d, ...) to an ellipsoid: (q - 1) |x| / q with q = |x / radii|."""
     d = len(radii)
     x = at - np.asarray(centre, np.float32).reshape(d, *[1] * (at.ndim - 1))
-    if rotation is not None:
-        x = np.tensordot(np.asarray(rotation, np.float32).T, x, axes=1)
     r = np.asarray(radii, np.float32).reshape(d, *[1] * (at.ndim - 1))
     q = np.sqrt(((x / r) ** 2).sum(0))
     length = np.sqrt((x**2).sum(0))
@@ -74,7 +73,7 @@ def capsule(at: np.ndarray, start: Sequence[float], end: Sequence[float], radius
 class Blob:
     """A star-shaped lobulated solid: radius r(u) = size * (1 + sum of bumps a_k (exp(s (u.b_k - 1)) - m)) in direction u (d = 2 or 3).
 
-    ``size`` is scaled so that the enclosed volume (mm^3; mm^2 in 2D) is exactly ``volume`` by quadrature over directions.
+    ``size`` is scaled so that the enclosed volume (mm^3; mm^2 in 2D) is ``volume`` by quadrature over directions.
     """
 
     centre: np.ndarray
@@ -103,7 +102,7 @@ class Blob:
         stretch = np.exp(rng.normal(0, elongation, d))
         stretch /= np.prod(stretch) ** (1 / d)
         blob = cls(np.asarray(centre, float), b, rng.uniform(-0.5, 1, bumps) * height, sharpness, stretch, 1.0)
-        u = directions(d)
+        u = directions(d, 600)
         ball = np.pi if d == 2 else 4 * np.pi / 3
         unit = ball * float(np.mean(blob.radius(u.T) ** d))
         return cls(blob.centre, b, blob.heights, sharpness, stretch, (volume / unit) ** (1 / d))
@@ -112,7 +111,7 @@ class Blob:
         """(...) radius in mm, before stretching, along unit directions u (d, ...)."""
         r = np.ones(u.shape[1:], np.float32)
         for b, h in zip(self.bumps, self.heights, strict=True):
-            r += np.float32(h) * np.exp(np.float32(self.sharpness) * (np.tensordot(b.astype(np.float32), u.astype(np.float32), 1) - 1))
+            r += np.float32(h) * np.exp(np.float32(self.sharpness) * (_dot(b, u) - 1))
         return self.size * np.maximum(r, 0.35)
 
     def distance(self, at: np.ndarray) -> np.ndarray:
@@ -122,13 +121,24 @@ class Blob:
         length = np.sqrt((x**2).sum(0))
         return (length - self.radius(x / np.maximum(length, 1e-6))).astype(np.float32)
 
+    def volume(self) -> float:
+        """Enclosed volume, mm^3 (area, mm^2, in 2D), by quadrature over directions."""
+        d = len(self.centre)
+        return (np.pi if d == 2 else 4 * np.pi / 3) * float(np.mean(self.radius(directions(d).T).astype(float) ** d))
+
     def rim(self, u: np.ndarray) -> np.ndarray:
         """(n, d) points of the surface in unit directions u (n, d)."""
         return self.centre + u * self.radius(u.T)[:, None] * self.stretch
 
 
+def _dot(b: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """b (d,) . u (d, ...) in float32 without BLAS, whose bits depend on the number of threads."""
+    return sum(np.float32(x) * y.astype(np.float32) for x, y in zip(b, u, strict=True))
+
+
+@cache
 def directions(d: int, n: int = 2000) -> np.ndarray:
-    """(n, d) evenly spread unit directions: equal angles, or Fibonacci's sphere."""
+    """(n, d) evenly spread unit directions (shared, do not write): equal angles, or Fibonacci's sphere."""
     if d == 2:
         angle = 2 * np.pi * np.arange(n) / n
         return np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -137,7 +147,7 @@ def directions(d: int, n: int = 2000) -> np.ndarray:
     return np.stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z], 1)
 
 
-def apart(rng: np.random.Generator, count: int, radii: Sequence[float], draw, gap: float, tries: int = 400) -> list[np.ndarray]:
+def apart(count: int, radii: Sequence[float], draw: Callable[[], np.ndarray], gap: float, tries: int = 400) -> list[np.ndarray]:
     """Up to ``count`` points from ``draw()`` whose balls of ``radii`` keep ``gap`` mm between them (the first always)."""
     chosen: list[np.ndarray] = []
     for _ in range(tries):
@@ -147,15 +157,6 @@ def apart(rng: np.random.Generator, count: int, radii: Sequence[float], draw, ga
         if all(np.linalg.norm(p - c) >= r + radii[i] + gap for i, c in enumerate(chosen)):
             chosen.append(p)
     return chosen
-
-
-def rotation(rng: np.random.Generator, degrees: float) -> np.ndarray:
-    """A (3, 3) rotation about a random axis by a normal angle of sd ``degrees`` (Rodrigues)."""
-    axis = rng.standard_normal(3)
-    axis /= np.linalg.norm(axis)
-    angle = np.deg2rad(rng.normal(0, degrees))
-    k = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
 
 
 def stored_as(code: str, grid: Geometry, arrays: Mapping[str, np.ndarray]) -> tuple[Geometry, dict[str, np.ndarray]]:

@@ -1,13 +1,13 @@
 """moving-context: an object whose surroundings mislead, for learning from few labels (the setting of TraCoCo).
 
-48^3 voxels of 1 mm. Two textures fill the volume: rough (correlated over 1.2 voxels) on one side of a random smooth sheet, fine (0.5 voxel)
-on the other. The landmark is a bright ring (torus), the object a lobulated solid of 2-3 mL that differs from its surroundings by only
-``contrast`` (0.9) sd of the texture. Blobs of equal size and texture but opposite contrast are distractors.
+48^3 voxels of 1 mm. Two textures fill the volume: rough (correlated over 1.2 voxels) on one side of a random smooth sheet, fine (0.5
+voxel) on the other. The landmark is a bright ring (torus), the object a lobulated solid of 2-3 mL that differs from its surroundings by
+only ``contrast`` (0.9) sd of the texture. Blobs of equal size and texture but opposite contrast are distractors.
 
-In labelled training and validation cases the object always lies beside the landmark, 14 mm in +x. In the other training cases and in test
+In labelled training and validation cases the object always lies beside the landmark, 15 mm in +x. In the other training cases and in test
 cases it lies anywhere at least 20 mm from the landmark: a network that has learnt "beside the ring" fails. ``labelled`` (default 4)
-training cases keep their labels. ``context='fixed'`` keeps the object beside the landmark in test cases too (the control arm).
-Known answers: ``volume_ml``, ``beside`` (1 when the object is beside the landmark), ``gap_mm`` between object and landmark.
+training cases keep their labels. ``context='fixed'`` keeps the object beside the landmark in test cases too (the control arm). Known
+answers: ``volume_ml``, ``beside`` (1 when the object is beside the landmark), ``gap_mm`` between object and landmark.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def sketch(who: Who) -> Scene:
     beside = who.split == "val" or (who.split == "train" and labelled) or who.options["context"] == "fixed"
     while True:
         ring = rng.uniform([-14, -14, -14], [2 if beside else 14, 14, 14])
-        spot = ring + [14.0, 0, 0] + rng.normal(0, 0.8, 3) if beside else rng.uniform(-14, 14, 3)
+        spot = ring + [15.0, 0, 0] + rng.normal(0, 0.8, 3) if beside else rng.uniform(-14, 14, 3)
         if np.abs(spot).max() < 15.5 and (beside or np.linalg.norm(spot - ring) > 20):
             break
     others = []
@@ -39,7 +39,7 @@ def sketch(who: Who) -> Scene:
             others.append(p)
         elif rng.uniform() < 0.005:
             break
-    blob = Blob.draw(rng, spot, volume)
+    blob = Blob.draw(rng, spot, volume, elongation=0.08)
     table = {"volume_ml": round(volume / 1000, 3), "beside": int(beside), "gap_mm": round(float(np.linalg.norm(spot - ring)), 2)}
     return Scene(table, {"ring": ring, "blob": blob, "others": [Blob.draw(rng, p, volume) for p in others]})
 

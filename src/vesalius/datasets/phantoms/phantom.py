@@ -8,7 +8,7 @@ on (seed, index of the patient's first case, stage). The index of a case does no
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from . import variants
 from .scene import SPLIT_STEP, Drawing, Option, Scene, Who
 
 SPLITS = ("train", "val", "test")
+VERSION = 1  # raise it when a sketch or render changes what it draws: caches of prepared cases go by it
 
 
 @dataclass(frozen=True)
 class Phantom:
     """A built-in dataset. ``labels``: class names, background first; ``splits``: default train, val and test cases; ``exams``: numbers of
-    cases of successive patients, repeated; ``targets``: table columns to predict; ``marks``: points that are annotations (absent in
+    cases of successive patients, repeated; ``given``: table columns known before any answer (the others are hidden from prediction);
+    ``targets``: table columns to predict; ``marks``: points that are annotations (absent in
     unlabelled cases); ``adapt`` changes this record for options (more classes, other channels)."""
 
     name: str
@@ -44,6 +46,7 @@ class Phantom:
     rois: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     targets: Mapping[str, Mapping] = field(default_factory=dict)
     mirror: tuple[tuple[str, str], ...] = ()
     adapt: Callable[[Phantom, Mapping[str, Any]], Phantom] | None = None
@@ -53,17 +56,22 @@ class Phantom:
         known = {**variants.OPTIONS, **self.options}
         for name in given:
             if name not in known:
-                raise UsageError(f"phantom '{self.name}' has no option '{name}'", allowed=", ".join(sorted(known)), fix=nearest(name, known))
+                raise UsageError(
+                    f"phantom '{self.name}' has no option '{name}'", allowed=", ".join(sorted(known)), fix=nearest(name, known)
+                )
+        given = variants.plain(given)
         return {n: o.check(n, given[n], self.name) if n in given else o.default for n, o in known.items()}
 
     def open(self, cases: Any, seed: int, given: Mapping[str, Any]) -> Manifest:
         """The manifest; see ``open_phantom``."""
         options = self.settle(given)
         me = self.adapt(self, options) if self.adapt else self
-        variants.check(me.labels, me.dims, options)
+        variants.check(me.labels, options)
         counts = _counts(cases, me.splits, self.name)
-        changed = ",".join(f"{n}={options[n]}" for n in sorted(given) if options[n] != {**variants.OPTIONS, **self.options}[n].default)
-        renderer = Renderer(me, int(seed), tuple(options.items()), f"built-in:{self.name}?seed={int(seed)}" + (f",{changed}" if changed else ""))
+        known = {**variants.OPTIONS, **self.options}
+        changed = {"seed": seed, **{n: options[n] for n in sorted(given) if options[n] != known[n].default}}
+        uri = f"phantom:{self.name}?" + "&".join(f"{n}={v}" for n, v in changed.items())
+        renderer = Renderer(me, seed, tuple(options.items()), uri)
         refs = tuple(renderer.ref(split, place) for split, n in zip(SPLITS, counts, strict=True) for place in range(n))
         return Manifest(
             name=self.name,
@@ -82,7 +90,7 @@ class Phantom:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Renderer:
     """CaseRef -> Case, the same bits in any order and any process. It gives what the row names and nothing else."""
 
@@ -90,6 +98,9 @@ class Renderer:
     seed: int
     options: tuple[tuple[str, Any], ...]
     uri: str
+
+    def __repr__(self) -> str:  # the same in every process: caches go by it
+        return f"Renderer({self.uri}, version {VERSION})"
 
     def who(self, split: str, place: int) -> Who:
         base, exams, first, turn = SPLIT_STEP * SPLITS.index(split), self.phantom.exams, 0, 0
@@ -101,7 +112,8 @@ class Renderer:
         """The row of one case, with its known answers."""
         who, p = self.who(split, place), self.phantom
         scene = p.sketch(who)
-        address = {kind: {n: f"{self.uri}#{n}" for n in names} for kind, names in (("images", p.channels), ("rois", p.rois), ("points", p.points))}
+        groups = {"images": p.channels, "rois": p.rois, "points": p.points}
+        address = {kind: {n: f"{self.uri}#{n}" for n in names} for kind, names in groups.items()}
         row = CaseRef(
             id=f"{split}-{place:03d}",
             patient=f"{split}-patient-{who.patient % SPLIT_STEP:03d}",
@@ -121,26 +133,20 @@ class Renderer:
         who = self.who(split, int(place))
         drawing = self.phantom.render(who, self.phantom.sketch(who))
         drawing = variants.vary_drawing(drawing, who, self.phantom.labels)
-        grid = drawing.geometry
+        grid, names, speaks = drawing.geometry, self.phantom.labels, variants.annotated(who)
+        label = lambda x: np.ascontiguousarray(x).astype(np.int16)
         return Case(
             id=ref.id,
             patient=ref.patient,
             exam=ref.exam,
             source=ref.source,
             images={n: Image(np.ascontiguousarray(drawing.images[n]), grid, name=n) for n in ref.images},
-            labels={
-                n: LabelMap(np.ascontiguousarray(drawing.labels[n]).astype(np.int16), grid, self.phantom.labels, annotated=variants.annotated(who))
-                for n in ref.labels
-            },
-            rois={n: LabelMap(np.ascontiguousarray(drawing.rois[n]).astype(np.int16), grid, ("background", n)) for n in ref.rois},
+            labels={n: LabelMap(label(drawing.labels[n]), grid, names, annotated=speaks) for n in ref.labels},
+            rois={n: LabelMap(label(drawing.rois[n]), grid, ("background", n)) for n in ref.rois},
             points={n: Points(np.asarray(drawing.points[n], float).reshape(-1, grid.ndim)) for n in ref.points},
             table=dict(ref.table),
+            answers=frozenset(ref.table) - {*self.phantom.given, *variants.GIVEN},
         )
-
-
-def with_labels(phantom: Phantom, *extra: str) -> Phantom:
-    """The phantom with further classes."""
-    return replace(phantom, labels=(*phantom.labels, *extra))
 
 
 def _counts(cases: Any, default: tuple[int, int, int], where: str) -> tuple[int, int, int]:
@@ -156,6 +162,5 @@ def _counts(cases: Any, default: tuple[int, int, int], where: str) -> tuple[int,
         return (int(cases) - sum(held), *held)
     if isinstance(cases, tuple | list) and len(cases) == 3 and all(map(whole, cases)) and sum(cases):
         return tuple(int(n) for n in cases)
-    raise UsageError(
-        "cannot tell how many cases", where=where, found=repr(cases), allowed="a total, (train, val, test), or {'train': n, 'val': n, 'test': n}"
-    )
+    allowed = "a total, (train, val, test), or {'train': n, 'val': n, 'test': n}"
+    raise UsageError("cannot tell how many cases", where=where, found=repr(cases), allowed=allowed)

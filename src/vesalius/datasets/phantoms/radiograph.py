@@ -1,16 +1,18 @@
 """chest-radiograph: a frontal chest projection by Beer-Lambert's law, with lungs, heart, ribs and things that imitate lung.
 
-Shape. Right lung (44 points), left lung (50) and heart (26) are closed curves through hand-set control points; every subject moves them by
-smooth modes (width, height, apex, diaphragm, heart size, tilt, small local noise). A periodic cubic spline through the control points is
-read at fixed parameters, so point k corresponds between subjects. Patient right is on the image's left. World axes: (row, column) mm.
+Shape. Right lung (44 points), left lung (50) and heart (26) are closed curves through hand-set control points; every subject moves them
+by smooth modes (width, height, apex, diaphragm, heart size, tilt, small local noise). A periodic cubic spline through the control points
+is read at fixed parameters, so point k corresponds between subjects. Patient right is on the image's left. World axes: (row, column) mm.
 
-Physics. For every ray the thickness (mm) of soft tissue t_s, bone t_b and metal t_m is summed: body outline minus air in the lungs (its depth
-falls to the lung border), spine, ribs (tubes denser at their walls), clavicles, heart, vessels, nodules. Primary I = exp(-0.019 t_s - 0.045 t_b - 0.3 t_m);
-scatter S = 0.6 I convolved with a Gaussian of sd 24 mm; detected N ~ Poisson(q (I + S) / max). The image is -log N through a grey response:
-site 'A' linear, bone white, 0.5-99.5 percentile; site 'B' sigmoid (gamma-like, darker lungs) with a collimated black border. uint8.
+Physics. For every ray the thickness (mm) of soft tissue t_s, bone t_b and metal t_m is summed: body outline minus air in the lungs (its
+depth falls to the lung border), spine, ribs (tubes denser at their walls), clavicles, heart, vessels, nodules. The primary beam is I =
+exp(-0.019 t_s - 0.045 t_b - 0.3 t_m), scatter S = 0.6 I convolved with a Gaussian of sd 24 mm, detected N ~ Poisson(q min(I + S, 1)). The
+image is -log N through a grey response: site 'A' linear, bone white, 0.5-99.5 percentile; site 'B' sigmoid (darker lungs) with a
+collimated black border and fewer quanta. uint8.
 
-Bait: a gas bubble under the left diaphragm, an electrode disc or a pacemaker with leads, and (share ``occluded``) a dense consolidation that
-hides part of a lung, which the label keeps. Known answers: ``site``, ``nodules`` (round, 8-18 mm), ``nodule_mm``, ``device``, ``occluded``, lung areas (cm2).
+Bait: a gas bubble under the left diaphragm, electrodes or a pacemaker with leads, and (share ``occluded``) a dense consolidation that
+hides part of a lung, which the label keeps. Known answers: ``site``, ``nodules`` (round, 8-18 mm), ``nodule_mm``, ``device``,
+``occluded``, lung areas (cm2).
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ def sketch(who: Who) -> Scene:
         "right_lung_cm2": round(area(outlines["right_lung"]) / 100, 2),
         "left_lung_cm2": round(area(outlines["left_lung"]) / 100, 2),
     }
-    return Scene(table, {"control": control, "outlines": outlines, "nodules": nodules, "patch": patch, "size": rng.normal(1, 0.06)}, source=f"site {site}")
+    parts = {"control": control, "outlines": outlines, "nodules": nodules, "patch": patch, "size": rng.normal(1, 0.06)}
+    return Scene(table, parts, source=f"site {site}")
 
 
 def render(who: Who, scene: Scene) -> Drawing:
@@ -127,7 +130,8 @@ def render(who: Who, scene: Scene) -> Drawing:
         inside = np.maximum(1 - (((at - centre.astype(np.float32)[:, None, None]) / (diameter / 2)) ** 2).sum(0), 0)
         t_soft += 1.6 * diameter * np.sqrt(inside)
     if p["patch"] is not None:
-        t_soft += 95 * ndimage.gaussian_filter(coverage(p["patch"].distance(at), 6.0), 2.0) * ndimage.gaussian_filter(lungs.astype(np.float32), 2)
+        air = ndimage.gaussian_filter(lungs.astype(np.float32), 2)
+        t_soft += 95 * ndimage.gaussian_filter(coverage(p["patch"].distance(at), 6.0), 2.0) * air
     t_soft, t_bone, t_metal = _devices(scene.table["device"], at, t_soft, t_bone, t_metal, rng)
     image = _expose(t_soft, t_bone, t_metal, scene.table["site"], rng)
     if who.options["structures"] == "organs":
@@ -139,7 +143,7 @@ def render(who: Who, scene: Scene) -> Drawing:
     return Drawing(grid, {"XR": image[None]}, {"reference": np.asarray(label, np.int16)}, points=points)
 
 
-def _thickness(at: np.ndarray, masks: Mapping[str, np.ndarray], p: Mapping[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _thickness(at: np.ndarray, masks: Mapping[str, np.ndarray], p: Mapping[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     """Soft tissue, bone and metal (mm) along each ray of the body without findings."""
     size, half = p["size"], FIELD / 2
     neck = np.clip((60 - at[0]) / 40, 0, 1)
@@ -157,7 +161,8 @@ def _thickness(at: np.ndarray, masks: Mapping[str, np.ndarray], p: Mapping[str, 
     lungs = ndimage.gaussian_filter((masks["right_lung"] | masks["left_lung"]).astype(np.float32), 1.5)
     ridge = np.exp(-((field(rng, at.shape[1:], 3.0) / 0.3) ** 2)) + 0.6 * np.exp(-((field(rng, at.shape[1:], 1.5) / 0.25) ** 2))
     soft += lungs * near * (30 * ridge + 14)
-    bubble = ellipsoid(at, (p["outlines"]["left_lung"][:, 0].max() + rng.uniform(2, 14), 0.70 * FIELD + rng.normal(0, 8)), (rng.uniform(12, 20), rng.uniform(18, 32)))
+    below = p["outlines"]["left_lung"][:, 0].max() + rng.uniform(2, 14)
+    bubble = ellipsoid(at, (below, 0.70 * FIELD + rng.normal(0, 8)), (rng.uniform(12, 20), rng.uniform(18, 32)))
     soft -= 75 * np.sqrt(np.clip(-bubble / 14, 0, 1))
     soft -= 40 * np.clip(1 - np.abs(at[1] - half) / 9, 0, 1) * np.clip((145 - at[0]) / 30, 0, 1)  # trachea
     bone = 22 * np.sqrt(np.clip(1 - ((at[1] - half) / 19) ** 2, 0, 1)) * (0.8 + 0.2 * np.cos(2 * np.pi * at[0] / 24))
@@ -241,12 +246,17 @@ PHANTOMS = (
         splits=(48, 12, 24),
         points=tuple(COUNTS),
         marks=tuple(COUNTS),
-        targets={"nodule": {"kind": "binary", "levels": ["no", "yes"]}, "site": {"kind": "nominal", "levels": ["A", "B"]}},
+        given=("site",),
+        targets={"nodule": {"kind": "binary", "levels": ["no", "yes"]}},
         text="""160 x 160 pixels of 2.2 mm from two sites with different grey response. Corresponding outline points: right lung 44, left
         lung 50, heart 26. Some cases have nodules, a consolidation that hides lung, a pacemaker or electrodes.""",
         options={
             "landmarks": Option(True, bool, "corresponding outline points in case.points"),
-            "structures": Option("lung", ("lung", "lung-without-heart", "organs"), "label map: lungs; lungs less heart; right lung, left lung, heart"),
+            "structures": Option(
+                "lung",
+                ("lung", "lung-without-heart", "organs"),
+                "what the label map holds: lungs, lungs less heart, or right lung, left lung, heart",
+            ),
             "site": Option("mixed", ("mixed", "A", "B"), "grey response"),
             "nodules": Option(0.4, float, "share of cases with nodules"),
             "occluded": Option(0.25, float, "share of cases with a consolidation"),

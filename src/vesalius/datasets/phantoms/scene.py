@@ -30,7 +30,8 @@ class Option:
             ok = any(value == a and type(value) is type(a) for a in self.allowed)
             allowed = ", ".join(map(repr, self.allowed))
         else:
-            ok = isinstance(value, self.allowed) and not (isinstance(value, bool) and self.allowed is not bool)
+            kinds = (int, float) if self.allowed is float else self.allowed
+            ok = isinstance(value, kinds) and not (isinstance(value, bool) and self.allowed is not bool)
             allowed = f"{self.default!r} or any {self.allowed.__name__}"
         if not ok:
             raise UsageError(f"option '{name}' cannot have this value", where=where, found=repr(value), allowed=allowed)

@@ -38,7 +38,7 @@ def _sketch(who: Who, dims: int) -> Scene:
     if who.options["empty"] and who.place % 3 == 2:
         return Scene({"bright_mm": 0.0, "dark_mm": 0.0, "kind": "none"}, {"solids": []})
     n = np.array(grid.shape, float)
-    low, high = (n * [0.3] * dims, n * [0.7] * dims)
+    low, high = 0.3 * n, 0.7 * n
     a = rng.uniform(low, high)
     a[0] = n[0] * rng.uniform(0.25, 0.3)
     b = rng.uniform(low, high)

@@ -1,17 +1,18 @@
 """tumour-bed: prone CT of a breast after lumpectomy, with surgical clips on the rim of a bed that hardly differs from gland.
 
-Anatomy (mm, RAS+; prone, so the breast hangs towards +y). The breast is a half-ellipsoid on a curved chest wall (muscle, ribs, lung behind),
-with 2 mm of skin. Gland fills a smaller ellipsoid as the sigmoid of a smooth random field, fat the rest. The tumour bed is a lobulated
-star-shaped solid of gland tissue 6 HU below gland (``contrast`` x 20 HU noise); two to three blobs of the same law of shape, size and
-value lie elsewhere in gland: without the clips nothing tells the bed from them. Four to six titanium clips (rods 5 mm long, 2.2 mm thick)
-sit on the bed's rim, spread apart; one or two calcifications of 300-900 HU lie outside it.
+Anatomy (mm, RAS+; prone, so the breast hangs towards +y). The breast is a half-ellipsoid on a curved chest wall (muscle, ribs, lung
+behind), with 2 mm of skin. Gland is the sigmoid of a smooth random field inside a smaller ellipsoid, fat the rest. The tumour bed is a
+lobulated star-shaped solid of gland tissue 6 HU below gland (``contrast`` x 20 HU of noise); up to three blobs of the same law of shape,
+size and value lie elsewhere in gland: without the clips nothing tells the bed from them. Four to six titanium clips (rods 7 mm long, 2.2
+mm thick) sit on the bed's rim, spread apart; one or two calcifications of 300-900 HU lie outside it.
 
-Imaging. Tissue values are mixed by the share of the voxel each fills (partial volume from signed distances); clips by 3 x 3 x 3
-supersampling, 14000 HU for metal, stored up to 3071 HU. Blur is a Gaussian of 0.5 voxel for tissue. Noise is Gaussian of sd 20 HU,
-correlated over 0.6 voxel as a reconstruction kernel leaves it, and rises by 10 % towards the chest wall. A patient has one or two CTs (fractions): same
-anatomy, a smooth deformation of about 1.5 mm, new noise. Scanner axes are stored LPS, or RAS for every third patient.
+Imaging. Tissue values are mixed by the share of the voxel each fills (partial volume from signed distances) and blurred by 0.5 voxel;
+clips by 3 x 3 x 3 supersampling, 14000 HU for metal, stored up to 3071 HU. Noise is Gaussian of sd 20 HU, correlated over 0.6 voxel as a
+reconstruction kernel leaves it, 10 % more towards the chest wall. A patient has one or two CTs (fractions): same anatomy, a smooth
+deformation of about 1.5 mm, new noise. Scanner axes are stored LPS, or RAS for some patients.
 
-Known answers: ``volume_ml`` of the bed (before deformation), ``clips``, ``calcifications``; ``points['clips']`` are clip centres in world mm.
+Known answers: ``volume_ml`` of the bed (before deformation), ``clips``, ``calcifications``, ``distractors``; ``points['clips']`` are clip
+centres in world mm (not an image channel: a method finds them in the CT).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from .forms import Blob, apart, capsule, centred, coverage, directions, ellipsoid, field, pair_arrays, rotation, split_arrays, stored_as, world
+from ...core.geometry import Geometry
+from .forms import Blob, capsule, centred, coverage, directions, ellipsoid, field, pair_arrays, split_arrays, stored_as, world
 from .phantom import Phantom
 from .scene import Drawing, Option, Scene, Who
 
@@ -35,15 +37,13 @@ def sketch(who: Who) -> Scene:
     radii = np.array([rng.uniform(46, 54), rng.uniform(72, 84), rng.uniform(42, 50)])
     middle = np.array([rng.normal(0, 2), CHEST, rng.normal(0, 2)])
     volumes = 1000 * np.exp(rng.normal(np.log(9.0), 0.3, 4))  # mm^3
-    reach = 1.3 * (3 * volumes / (4 * np.pi)) ** (1 / 3)
 
     def inside() -> np.ndarray:
         u = rng.standard_normal(3)
         u *= rng.uniform() ** (1 / 3) / np.linalg.norm(u)
         return middle + np.array([0, 0.36 * radii[1], 0]) + u * np.array([0.58, 0.30, 0.58]) * radii
 
-    centres = apart(rng, 4, reach, inside, 0.0)
-    blobs = [Blob.draw(rng, c, v, bumps=8, height=0.6, elongation=0.25) for c, v in zip(centres, volumes, strict=False)]
+    blobs = _blobs(rng, inside, volumes, middle, radii)
     bed = blobs[0]
     wanted = int(rng.integers(4, 7))
     u = directions(3, wanted)[rng.permutation(wanted)] @ _turn(rng).T
@@ -51,13 +51,36 @@ def sketch(who: Who) -> Scene:
     clips = bed.rim(u / np.linalg.norm(u, axis=1, keepdims=True))
     along = rng.standard_normal(clips.shape)
     along *= 2.5 / np.linalg.norm(along, axis=1, keepdims=True)
-    dots = []
-    while len(dots) < int(rng.integers(1, 3)):
+    dots, calcifications = [], int(rng.integers(1, 3))
+    while len(dots) < calcifications:
         p = inside()
         if bed.distance(p[:, None])[0] > 6 and min(np.linalg.norm(clips - p, axis=1)) > 9:
             dots.append((p, float(rng.uniform(400, 800)), float(rng.uniform(0.9, 1.4))))
-    table = {"volume_ml": round(float(volumes[0]) / 1000, 3), "clips": wanted, "calcifications": len(dots), "fraction": who.exam + 1}
+    table = {
+        "distractors": len(blobs) - 1,
+        "volume_ml": round(bed.volume() / 1000, 3),
+        "clips": wanted,
+        "calcifications": calcifications,
+        "fraction": who.exam + 1,
+    }
     return Scene(table, {"radii": radii, "middle": middle, "blobs": blobs, "clips": clips, "along": along, "dots": dots})
+
+
+def _blobs(rng: np.random.Generator, draw, volumes: np.ndarray, middle: np.ndarray, radii: np.ndarray, tries: int = 30) -> list[Blob]:
+    """The bed and as many of the distractors as find room: 4 mm under the skin, off the chest wall, apart from each other."""
+    u, chosen = directions(3, 80), []
+    for volume in volumes:
+        for _ in range(tries if chosen else 200 * tries):
+            centre, ball = draw(), (3 * volume / (4 * np.pi)) ** (1 / 3)
+            if ellipsoid(centre[:, None], middle, radii)[0] > -ball or any(b.distance(centre[:, None])[0] < ball for b in chosen):
+                continue
+            blob = Blob.draw(rng, centre, volume, bumps=8, height=0.6, elongation=0.25)
+            rim = blob.rim(u)
+            fits = ellipsoid(rim.T, middle, radii).max() < -4 and rim[:, 1].min() > CHEST + 3
+            if fits and all(b.distance(rim.T).min() > 2 for b in chosen):
+                chosen.append(blob)
+                break
+    return chosen
 
 
 def _turn(rng: np.random.Generator) -> np.ndarray:
@@ -85,8 +108,8 @@ def render(who: Who, scene: Scene) -> Drawing:
     bed_d = p["blobs"][0].distance(at)
     near = np.minimum.reduce([b.distance(at) for b in p["blobs"]])
     gland_d = ellipsoid(at, p["middle"] + [0, 0.34 * p["radii"][1], 0], p["radii"] * [0.78, 0.56, 0.78])
-    fibrous = 1.1 * field(rng, SHAPE, 3.5) + 0.7 * field(rng, SHAPE, 1.5) - 0.1 - gland_d / 9 + np.clip(1.8 - near / 5, 0, 3)
-    gland = 1 / (1 + np.exp(-2.5 * fibrous))
+    fibrous = 1.1 * field(rng, SHAPE, 3.5) + 0.7 * field(rng, SHAPE, 1.5) - 0.1 - gland_d / 9 + np.clip(2.6 - near / 5, 0, 3)
+    gland = 1 / (1 + np.exp(-4 * fibrous))
     tissue = FAT + (GLAND - FAT) * gland
     contrast = who.options["contrast"] * NOISE
     for b in p["blobs"]:
@@ -112,7 +135,7 @@ def render(who: Who, scene: Scene) -> Drawing:
     return Drawing(stored, points={"clips": clips + place}, **split_arrays(arrays))
 
 
-def _read(bend: np.ndarray, grid, points: np.ndarray) -> np.ndarray:
+def _read(bend: np.ndarray, grid: Geometry, points: np.ndarray) -> np.ndarray:
     index = grid.to_index(points).T
     return np.stack([ndimage.map_coordinates(b, index, order=1, mode="nearest") for b in bend], 1)
 
@@ -128,7 +151,7 @@ def _chest(ct: np.ndarray, at: np.ndarray, wall_d: np.ndarray, rng: np.random.Ge
     return ct + (RIB - ct) * rib * (at[1] < CHEST)
 
 
-def _metal(grid, clips: np.ndarray, along: np.ndarray) -> np.ndarray:
+def _metal(grid: Geometry, clips: np.ndarray, along: np.ndarray) -> np.ndarray:
     """Share of each voxel filled by the rods, by 3 x 3 x 3 supersampling in a box about each clip."""
     out = np.zeros(grid.shape, np.float32)
     offsets = np.stack(np.meshgrid(*[(np.arange(3) - 1) / 3] * 3, indexing="ij")).reshape(3, -1)
@@ -137,7 +160,8 @@ def _metal(grid, clips: np.ndarray, along: np.ndarray) -> np.ndarray:
         low, high = np.maximum(middle - 3, 0), np.minimum(middle + 4, grid.shape)
         box = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(low, high, strict=True)], indexing="ij")).reshape(3, -1)
         fine = (box[:, :, None] + offsets[:, None]).transpose(1, 2, 0)
-        inside = capsule(grid.to_world(fine).transpose(2, 0, 1), centre - half, centre + half, 1.1) < 0
+        at = (np.array(grid.origin) + fine * grid.spacing).transpose(2, 0, 1)
+        inside = capsule(at, centre - half, centre + half, 1.1) < 0
         out[tuple(box)] += inside.mean(1)
     return out
 
@@ -154,6 +178,7 @@ PHANTOMS = (
         exams=(2, 1),
         rois=("breast",),
         points=("clips",),
+        given=("fraction",),
         text="""24 training, 6 validation and 8 test patients with one or two CTs each. The bed differs from gland by 0.3 sd of the noise;
         blobs of equal look without clips are distractors, calcifications of 300-900 HU imitate clips.""",
         options={"contrast": Option(0.3, float, "bed below gland, in sd of the noise")},

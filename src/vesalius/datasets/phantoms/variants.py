@@ -34,12 +34,23 @@ OPTIONS: Mapping[str, Option] = {
     "corrupted": Option("test", ("test", "all"), "which cases are corrupted"),
 }
 
+GIVEN = ("corruption", "severity")  # table columns that are no answers
 
-def check(labels: tuple[str, ...], dims: int, options: Mapping[str, Any]) -> None:
+
+def plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``annotated`` as one text: on the command line 'a|b,c' arrives as ('a|b', 'c')."""
+    given = dict(given)
+    if isinstance(given.get("annotated"), tuple) and all(isinstance(part, str) for part in given["annotated"]):
+        given["annotated"] = ",".join(given["annotated"])
+    return given
+
+
+def check(labels: tuple[str, ...], options: Mapping[str, Any]) -> None:
     """Refuse classes that the phantom does not have and a negative number of labelled cases."""
     for name in (n for source in _sources(options) for n in source):
         if name not in labels[1:]:
-            raise UsageError(f"no class '{name}' to annotate", where="option 'annotated'", allowed=", ".join(labels[1:]), fix=nearest(name, labels[1:]))
+            allowed = ", ".join(labels[1:])
+            raise UsageError(f"no class '{name}' to annotate", where="option 'annotated'", allowed=allowed, fix=nearest(name, labels[1:]))
     if options["labelled"] is not None and options["labelled"] < 0:
         raise UsageError("option 'labelled' cannot have this value", found=options["labelled"], allowed="0 or more")
 
@@ -70,7 +81,7 @@ def vary_row(row: CaseRef, who: Who, classes: tuple[str, ...], targets: tuple[st
         points = {n: p for n, p in points.items() if n not in marks}
         table.update({t: None for t in targets})
     if who.options["corruption"]:
-        table.update(corruption=who.options["corruption"] if corrupted(who) else "none", severity=who.options["severity"] if corrupted(who) else 0)
+        table |= {n: who.options[n] if corrupted(who) else none for n, none in (("corruption", "none"), ("severity", 0))}
     return replace(row, labels=labels, points=points, table=table, source=source)
 
 

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from vesalius.core.errors import GeometryError
+from vesalius.metrics import overlap
+
+EMPTY, FULL, ONE = np.zeros((3, 4), bool), np.ones((3, 4), bool), np.eye(3, 4, dtype=bool)
+
+
+def test_against_scikit_learn():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p, r = rng.random((2, 4, 5, 6)) < rng.random((2, 1, 1, 1))
+        p[0, 0, 0] = r[0, 0, 0] = True
+        p[0, 0, 1] = r[0, 0, 1] = False
+        a, b = r.ravel(), p.ravel()
+        assert overlap.dsc(p, r) == pytest.approx(sk.f1_score(a, b), abs=1e-12)
+        assert overlap.iou(p, r) == pytest.approx(sk.jaccard_score(a, b), abs=1e-12)
+        assert overlap.sensitivity(p, r) == pytest.approx(sk.recall_score(a, b), abs=1e-12)
+        assert overlap.specificity(p, r) == pytest.approx(sk.recall_score(~a, ~b), abs=1e-12)
+        assert overlap.precision(p, r) == pytest.approx(sk.precision_score(a, b), abs=1e-12)
+        assert overlap.accuracy(p, r) == pytest.approx(sk.accuracy_score(a, b), abs=1e-12)
+        j = overlap.iou(p, r)
+        assert overlap.dsc(p, r) == pytest.approx(2 * j / (1 + j), abs=1e-12)
+
+
+EMPTY_MASKS = {  # metric: (both empty, prediction empty, reference empty), for 3 foreground voxels of 12
+    "dsc": (None, 0.0, 0.0),
+    "iou": (None, 0.0, 0.0),
+    "volumetric_similarity": (None, 0.0, 0.0),
+    "relative_volume_error": (None, 1.0, None),
+    "relative_volume_difference": (None, -1.0, None),
+    "sensitivity": (None, 0.0, None),
+    "precision": (None, None, 0.0),
+    "specificity": (1.0, 1.0, 0.75),
+    "accuracy": (1.0, 0.75, 0.75),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY_MASKS)
+def test_empty_mask_table(name):
+    f = getattr(overlap, name)
+    assert (f(EMPTY, EMPTY), f(EMPTY, ONE), f(ONE, EMPTY)) == EMPTY_MASKS[name]
+
+
+def test_volumes_by_hand():
+    assert overlap.relative_volume_error(FULL, ONE) == 3.0
+    assert overlap.relative_volume_difference(ONE, FULL) == -0.75
+    assert overlap.volumetric_similarity(FULL, ONE) == pytest.approx(1 - 9 / 15)
+    assert overlap.specificity(ONE, FULL) is None
+    assert overlap.dsc(overlap.Counts(1, 1, 0, 5)) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("p, r", [(ONE, ONE[:2]), (ONE.astype(int), ONE), (ONE, ONE * 0.5)])
+def test_only_boolean_masks_of_one_shape(p, r):
+    with pytest.raises(GeometryError):
+        overlap.dsc(p, r)
