@@ -61,5 +61,5 @@ def torso(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarra
         centre = rng.uniform((-0.6, -0.45, -0.8), (0.6, 0.45, 0.8))
         labels[ball(centre, tuple(rng.uniform(0.05, 0.11, 3))) & (labels > 0)] = 3
     field = sum(rng.normal(0, 0.12) * a + rng.normal(0, 0.12) * a**2 for a in axes)
-    image = np.array([-1.0, 0.6, -0.5, 0.95], np.float32)[labels] + field * (labels > 0)
+    image = np.array([-1.0, 0.6, -0.5, 1.5], np.float32)[labels] + field * (labels > 0)
     return (image + rng.normal(0, 0.18, shape) * (labels > 0)).astype(np.float32), labels

@@ -35,8 +35,8 @@ def study() -> Study:
         iterations=300,
         plan={
             "patch": (32, 32, 32),
-            "batch": 4,
-            "features": (12, 24, 48),
+            "batch": 2,
+            "features": (8, 16, 32),
             "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
             "kernels": ((3, 3, 3),) * 3,
         },

@@ -265,7 +265,7 @@ def evaluate(
     pred: Annotated[Path, typer.Option("--pred", help="Folder of label files named <case>.*")],
     ref: Annotated[str, typer.Option("--ref", help="The dataset with the references.")],
     split: Annotated[str | None, typer.Option(help="Only these cases.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write scores.csv here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for scores.csv and summaries.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -383,7 +383,7 @@ def prove(
         for arm, metrics in result.get("arms", {}).items():
             for metric, entry in metrics.items():
                 d = entry.get("difference") or {}
-                interval = f"[{d['low']:.3g}, {d['high']:.3g}]" if d else "baseline"
+                interval = f"[{_text(d['low'])}, {_text(d['high'])}]" if d else "baseline"
                 rows.append(
                     {
                         "data": where,

@@ -54,7 +54,7 @@ def test_the_page_is_self_contained_and_complete(tmp_path):
     page, parser = path.read_text(), _Outside()
     parser.feed(page)
     assert parser.links == [] and parser.tags.count("img") == 3 + 3 + 1
-    for words in ("Results", "Ranking", "Worst case", "Median case", "Bland-Altman", "asks for 2.5D", "Undefined values", "CC0", "A phantom."):
+    for words in ("Results", "Ranking", "Worst case", "Median case", "Bland-Altman", "asks for 2.5D", "Undefined", "CC0", "A phantom."):
         assert words in page
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "scores.csv", "summary.csv", "summary.json"]
 

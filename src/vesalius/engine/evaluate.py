@@ -13,9 +13,8 @@ from ..core.errors import DataError
 from ..core.manifest import Manifest
 from ..core.prediction import Prediction, Score
 from ..io import read_labels
+from ..metrics import DEFAULT as RULES
 from ..metrics import score_case
-
-RULES = ("dsc", "iou", "hd95", "assd", "nsd", "rve")
 
 
 def score(prediction: Prediction, case: Case, *, metrics: Sequence[str] = RULES, patient: str = "") -> list[Score]:

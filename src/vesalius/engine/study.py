@@ -23,8 +23,6 @@ from .record import machine, versions, write_json
 
 __all__ = ["Arm", "Study", "prove"]
 
-LOWER_IS_BETTER = ("hd", "hd95", "assd", "masd", "seconds")
-
 
 @dataclass(frozen=True)
 class Study:
@@ -156,6 +154,6 @@ def _holds(study: Study, results: dict) -> dict[str, bool | None]:
         for arm, wanted in study.expects.items():
             for metric, direction in wanted.items():
                 d = result["arms"][arm][metric].get("difference")
-                verdicts.append(d is not None and (d["low"] > 0 if direction == "higher" else d["high"] < 0))
+                verdicts.append(bool(d) and d["low"] is not None and (d["low"] > 0 if direction == "higher" else d["high"] < 0))
         out[where] = all(verdicts)
     return out

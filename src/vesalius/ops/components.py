@@ -1,27 +1,37 @@
-"""Connected components of masks, in two and three dimensions (26- or 8-connected)."""
+"""Connected components of a mask, in two and three dimensions; neighbours touch by a face, an edge or a corner (8 or 26)."""
 
 from __future__ import annotations
 
-import cc3d
 import numpy as np
 
-
-def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """(labels, n): ids 1..n of the connected components of a boolean mask, 0 elsewhere."""
-    mask = np.ascontiguousarray(mask, dtype=bool)
-    labels, n = cc3d.connected_components(mask, connectivity=26 if mask.ndim == 3 else 8, return_N=True)
-    return labels, int(n)
+from ..core.errors import DataError, UsageError
 
 
-def sizes(labels: np.ndarray, n: int) -> np.ndarray:
-    """(n,) voxels of components 1..n."""
-    return np.bincount(labels.ravel(), minlength=n + 1)[1:]
+def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, sizes) of a bool mask (*spatial): ``labels`` int32, 0 outside and 1..n inside; ``sizes`` (n,) voxels of component 1..n.
+
+    Raises DataError when the mask is not 2D or 3D.
+    """
+    from cc3d import connected_components
+
+    mask = np.asarray(mask)
+    if mask.ndim not in (2, 3):
+        raise DataError("components are found in two or three dimensions", found=f"shape {mask.shape}")
+    inside = np.ascontiguousarray(mask != 0)
+    labels = connected_components(inside, connectivity=8 if mask.ndim == 2 else 26).astype(np.int32)
+    return labels, np.bincount(labels.ravel(), minlength=1)[1:]
 
 
 def largest(mask: np.ndarray, n: int = 1) -> np.ndarray:
-    """The ``n`` largest components of a boolean mask (ties: the one met first); an empty mask stays empty."""
-    labels, found = components(mask)
-    if found <= n:
-        return np.asarray(mask, bool)
-    keep = np.argsort(-sizes(labels, found), kind="stable")[:n] + 1
-    return np.isin(labels, keep)
+    """The ``n`` largest components of a mask, bool (*spatial); fewer when there are fewer, the first in scan order of equal ones.
+
+    Raises UsageError when ``n`` is not positive, DataError when the mask is not 2D or 3D.
+    """
+    if n < 1:
+        raise UsageError("at least one component is kept", found=n, allowed="1 or more")
+    labels, sizes = components(mask)
+    if len(sizes) <= n:
+        return labels > 0
+    keep = np.zeros(len(sizes) + 1, bool)
+    keep[1 + np.argsort(-sizes, kind="stable")[:n]] = True
+    return keep[labels]

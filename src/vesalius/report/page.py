@@ -147,13 +147,13 @@ def _summary_section(summary: Sequence[Row], metrics: Sequence[str], scores: Sco
     shown = [r for r in summary if r["metric"] in metrics]
     words = (
         "Means over patients with 95% confidence intervals (BCa bootstrap, patients resampled). A star marks the best mean. Differences "
-        "are paired, method minus baseline; p from Wilcoxon's signed-rank test, Holm-corrected over the methods and structures of a metric. "
+        "are paired, method minus baseline; p from Wilcoxon's signed-rank test, Holm-corrected over a metric's methods and structures. "
         "Undefined values (an empty mask) are left out of means, pairwise in tests, and counted."
     )
     if scores.runs > 1:
         words += f" Up to {scores.runs} runs are averaged for each case before the patients are compared."
-    if dropped := sum(r["excluded"] or 0 for r in shown):
-        words += f" {dropped} pairs were excluded for an undefined value; there the paired difference is not the difference of the means."
+    if any(r["excluded"] for r in shown):
+        words += " Where a value is undefined, the paired difference rests on fewer cases and is not the difference of the two means."
     few = [r["pairs"] for r in shown if r["pairs"] is not None and r["pairs"] < 6]
     if few:
         words += f" With {_patients(min(few))} this test cannot give p < 0.05, whatever the difference."
@@ -281,7 +281,7 @@ def _reproduce_section(plan: Mapping[str, Any], scores: Scores) -> str:
     label = {m: scores.label(m) for m in scores.metrics}
     words = (
         "All scores on this page come from scores.csv beside it (one row a case, structure, metric and method); summary.csv and "
-        "summary.json hold the table. Bootstrap and permutation seed: 0. Metrics: " + ", ".join(f"{m} = {t}" for m, t in label.items()) + ". "
+        f"summary.json hold the table. Bootstrap and permutation seed: 0. Metrics: {', '.join(f'{m} = {t}' for m, t in label.items())}. "
         "Definitions: Metrics Reloaded (Maier-Hein, Reinke et al., Nature Methods 2024); distances in mm on the original grid."
     )
     return _section("How to reproduce", command, _text(words), _digest(scores))
@@ -304,8 +304,9 @@ h1{font-size:26px;line-height:1.25;margin:0 0 12px}h2{font-size:18px;margin:40px
 .scroll{overflow-x:auto}table{border-collapse:collapse;min-width:55%;font-size:13.5px;font-variant-numeric:tabular-nums}
 th{text-align:left;border-bottom:2px solid #1b1f24;padding:5px 18px 5px 0;cursor:pointer;vertical-align:bottom}
 td{border-bottom:1px solid #e6e9ed;padding:4px 18px 4px 0;vertical-align:top}.n{text-align:right;white-space:nowrap}
-tr.best td{font-weight:600}figure{margin:16px 0 22px}img{max-width:100%;height:auto}figcaption{font-size:13px;color:#4a5058}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 20px;font-size:13.5px;margin:0}dt{color:#4a5058}dd{margin:0;overflow-wrap:anywhere}
+tr.best td:nth-child(4){font-weight:600}figure{margin:16px 0 22px}img{max-width:100%;height:auto}figcaption{font-size:13px;color:#4a5058}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 20px;font-size:13.5px;margin:0}
+dt{color:#4a5058}dd{margin:0;overflow-wrap:anywhere}
 pre{background:#f3f4f6;padding:10px 14px;overflow-x:auto;font-size:13px}
 .key span{display:inline-block;width:22px;height:4px;margin:0 6px 3px 14px;vertical-align:middle}.key span:first-child{margin-left:0}
 @media print{main{max-width:none}section{break-inside:avoid-page}}

@@ -99,12 +99,12 @@ class TraCoCo(Segmenter):
         for (name, net), teacher in zip(nets.items(), (second, first), strict=True):
             levels = _levels(net(self.noisy(torch.cat(views))))
             crops = levels[0].float().chunk(len(views))
-            learner = crops[0]
+            learner, teacher = crops[0][n:], teacher[n:]
             if self.cutmix and name == "second":
-                mixed, teacher = cutmix(views[0], teacher)
+                mixed, teacher = (x[n:] for x in cutmix(views[0], first))  # partners are labelled cases, too
                 learner = _levels(net(self.noisy(mixed)))[0].float()
             terms[f"{name}/supervised"] = deep(self.objective, [x[:n] for x in levels], batch.label, ignore_index=IGNORE)
-            terms[f"{name}/agreement"] = weight * self.agree(learner[n:], teacher[n:].softmax(1))
+            terms[f"{name}/agreement"] = weight * self.agree(learner, teacher.softmax(1))
             if self.translation:
                 shift, order = translation_terms(*crops, boxes)
                 terms[f"{name}/translation"] = weight * self.translation * shift

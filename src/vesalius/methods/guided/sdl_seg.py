@@ -22,6 +22,7 @@ from ...core.manifest import Manifest
 from ...core.method import Method
 from ...core.plan import Plan
 from ...core.prediction import Prediction
+from ...ops.components import components
 from ...ops.guidance import distance_to_mask, distance_to_points, guidance
 from ..learned import Segmenter
 
@@ -98,12 +99,8 @@ def find_markers(
 ) -> np.ndarray:
     """(*s) bool: voxels of the 26-connected sets of ``hu`` >= ``metal_hu`` that fill ``sizes`` (smallest, largest) mm^3 and, given
     ``within`` (*s) bool, lie more inside than outside it."""
-    from cc3d import connected_components
-
-    labels = connected_components(np.ascontiguousarray(hu >= metal_hu), connectivity=26 if hu.ndim == 3 else 8)
-    voxels = np.bincount(labels.reshape(-1))
+    labels, voxels = components(hu >= metal_hu)
     keep = (voxels * voxel_volume >= sizes[0]) & (voxels * voxel_volume <= sizes[1])
     if within is not None:
-        keep &= 2 * np.bincount(labels[within], minlength=len(voxels)) > voxels
-    keep[0] = False  # what is not metal
-    return keep[labels]
+        keep &= 2 * np.bincount(labels[within], minlength=len(voxels) + 1)[1:] > voxels
+    return np.concatenate([[False], keep])[labels]

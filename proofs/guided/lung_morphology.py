@@ -1,0 +1,24 @@
+"""The claim of lung morphology, its two parts apart and together: gated skips, and the clean-up of the mask."""
+
+from __future__ import annotations
+
+from vesalius.engine.study import Arm, Study
+
+
+def study() -> Study:
+    return Study(
+        slug="lung-morphology",
+        claim="the clean-up of the mask takes away false lung far from the border, and gates do not harm",
+        arms=(
+            Arm("unet", "unet"),
+            Arm("gates", "lung-morphology", {"cleanup": False}),
+            Arm("clean-up", "lung-morphology", {"gates": False}),
+            Arm("lung-morphology", "lung-morphology"),
+        ),
+        data=("phantom:chest-radiograph?cases=40", "../shared/data/2d/cxr_lungs"),
+        baseline="unet",
+        expects={"lung-morphology": {"hd95": "lower"}},
+        metrics=("dsc", "hd95"),
+        seeds=3,
+        iterations=200,
+    )

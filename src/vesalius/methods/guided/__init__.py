@@ -1,0 +1,26 @@
+"""Segmentation guided by what is known beforehand: markers, priors, other organs."""
+
+from ...core.card import Card
+
+CARDS: tuple[Card, ...] = (
+    Card(
+        slug="sdl-seg",
+        title="SDL-Seg: saliency of surgical markers as a second input channel",
+        family="guided",
+        kind="method",
+        homes=("vesalius.methods.guided.sdl_seg:SDLSeg",),
+        paper="Kazemimoghadam et al.: Saliency-Guided Deep Learning Network for Automatic Tumor Bed Volume Delineation in Post-operative "
+        "Breast Irradiation (Phys. Med. Biol. 2021)",
+        url="https://arxiv.org/abs/2105.02771",
+        year=2021,
+        task="segmentation",
+        dims=(3,),
+        supervision="full",
+        takes=("images:CT", "roi:breast"),
+        learns=("labels",),
+        gives=("labels", "probability"),
+        claim="Where a tumour bed hardly differs from gland, a channel that says how near the surgical markers are finds it.",
+        baseline="unet on the CT alone; saliency of another patient as control",
+        phantom="tumour-bed",
+    ),
+)
