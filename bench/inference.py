@@ -162,6 +162,7 @@ def main() -> None:
     np.savez(VOLUME, image=image)
     facts = {library: in_process(library, options) for library in ("vesalius", *PEERS)}
     labels = {library: np.load(WORK / f"{library}.npy") for library in facts}
+    between_peers = dsc(*(labels[library] for library in PEERS))
     size, given = "x".join(map(str, options.shape)), sys.argv[1:]
     results = []
     for library, package in PEERS.items():
@@ -180,6 +181,7 @@ def main() -> None:
                     "vesalius": facts["vesalius"],
                     library: facts[library],
                     "dsc_against_truth": {name: dsc(labels[name], truth) for name in ("vesalius", library)},
+                    "dsc_between_the_peers": between_peers,
                 },
             )
         )

@@ -33,11 +33,5 @@ def study() -> Study:
         expects={"tracoco": {"dsc": "higher"}},
         seeds=3,
         iterations=300,
-        plan={
-            "patch": (32, 32, 32),
-            "batch": 2,
-            "features": (8, 16, 32),
-            "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)),
-            "kernels": ((3, 3, 3),) * 3,
-        },
+        plan={"patch": (32, 32, 32), "batch": 2, "features": (8, 16, 32)},
     )

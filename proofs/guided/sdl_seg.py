@@ -39,5 +39,5 @@ def study() -> Study:
         metrics=("dsc", "hd95", "assd"),
         seeds=3,
         iterations=150,
-        plan={"patch": (32, 32, 32), "features": (12, 24, 48, 96)},
+        plan={"patch": (32, 32, 32), "features": (8, 16, 32, 64), "overlap": 0.25},
     )

@@ -3,7 +3,11 @@
 ``import vesalius as vs`` is light; torch is imported by the first function that needs it.
 """
 
+import os
 from importlib import import_module
+
+# OpenMP threads that wait by spinning fight with data-loading workers and other programs for the same cores; set before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -47,7 +47,7 @@ class Trained:
 
 def hide_labels(manifest: Manifest, train: Sequence[str], labelled: int, seed: int) -> Manifest:
     """Keep the labels of ``labelled`` training patients' cases only (semi-supervised experiments); who keeps them depends on ``seed``."""
-    patients = sorted({manifest[c].patient for c in train})
+    patients = sorted({manifest[c].patient for c in train if manifest[c].labels})
     if not 0 < labelled <= len(patients):
         raise UsageError("--labelled is a number of training patients", found=labelled, allowed=f"1 to {len(patients)}")
     order = np.random.default_rng([seed, 23]).permutation(len(patients))

@@ -78,7 +78,9 @@ def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", *
         threads=os.cpu_count() or 2,
         reasons=reasons,
     )
-    return plan.derive(**overrides)
+    plan = plan.derive(**overrides)
+    depth = min(len(plan.features), len(plan.strides))
+    return plan.derive(features=plan.features[:depth], strides=plan.strides[:depth], kernels=plan.kernels[:depth])
 
 
 def _has_gpu() -> bool:

@@ -1,6 +1,6 @@
 """Parts that level-set papers share: smoothed Heaviside and delta, curvature, local means, re-initialisation, a saliency map.
 
-``phi`` (*spatial) is positive inside. Every function keeps the floating type it is given; derivatives are per voxel, with replicated borders.
+``phi`` (*spatial) is positive inside. Every function keeps the floating type it is given; derivatives are per voxel, borders replicated.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def local_means(image: np.ndarray, inside: np.ndarray, sigma: float) -> tuple[np
     m1 = K*(H I) / K*H and m2 = K*((1 - H) I) / K*(1 - H) with the Gaussian ``window`` K and the membership ``inside`` H (*s) in (0, 1).
     """
     of_all, weight, of_inside = window(image, sigma), window(inside, sigma), window(inside * image, sigma)
-    return of_inside / (weight + _TINY), (of_all - of_inside) / (1 - weight + _TINY)
+    return of_inside / np.maximum(weight, _TINY), (of_all - of_inside) / np.maximum(1 - weight, _TINY)
 
 
 def rectangle(shape: tuple[int, ...], low: tuple[float, ...], high: tuple[float, ...], height: float = 2.0) -> np.ndarray:

@@ -54,8 +54,8 @@ def clean(
 ) -> np.ndarray:
     """Opening, closing, hole filling, and only the ``keep`` largest components (None: all), in this order; bool (*spatial), 2D or 3D.
 
-    ``opening`` and ``closing`` are radii in voxels, or in mm with ``spacing`` (mm, one an axis); 0 leaves the step out. A hole is background
-    that touches the image border through no face. An empty mask stays empty. Raises UsageError for a negative radius.
+    ``opening`` and ``closing`` are radii in voxels, or in mm with ``spacing`` (mm, one an axis); 0 leaves the step out. A hole is
+    background that no path of faces joins to the image border. An empty mask stays empty. Raises UsageError for a negative radius.
     """
     for name, radius in (("opening", opening), ("closing", closing)):
         if radius < 0:

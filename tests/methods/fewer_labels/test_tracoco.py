@@ -1,6 +1,7 @@
 """TraCoCo: each term against its formula, and who learns from whom."""
 
 import math
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vesalius import catalog
 from vesalius.core.case import Batch
 from vesalius.core.errors import UsageError
 from vesalius.core.manifest import Manifest
@@ -217,3 +219,16 @@ def test_optimisers_and_backbones():
         method(backbone="vnet")
     net = method(PLAN.derive(patch=(16, 16, 16)), backbone="vnet")
     assert type(net.network).__name__ == type(net.second).__name__ == "VNet"
+
+
+def test_the_proof_hides_labels_and_its_options_exist():
+    from vesalius.datasets import open_dataset
+
+    proof = runpy.run_path(str(Path(__file__).parents[3] / "proofs" / "fewer_labels" / "tracoco.py"))
+    study = proof["study"]()
+    for arm in study.arms:
+        assert catalog.coerce(arm.method, arm.options) == arm.options
+    for manifest in (open_dataset(study.data[0]), open_dataset("phantom:shapes-3d")):
+        shown = proof["few"](manifest)
+        assert sum(bool(c.labels) for c in shown.cases if c.split == "train") == proof["LABELLED"]
+        assert all(c.labels for c in shown.cases if c.split != "train")

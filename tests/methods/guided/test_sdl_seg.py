@@ -159,3 +159,16 @@ def test_the_control_arm_lays_another_patients_markers_over_the_case():
     assert a.geometry == b.geometry and np.isclose(b.data.max(), 1) and np.corrcoef(a.data.ravel(), b.data.ravel())[0, 1] < 0.9
     index = np.rint(case.geometry.to_index(control.points["markers"].xyz)).astype(int)
     assert (b.data[0][tuple(index.T)] == 1).all() and np.array_equal(control.images["CT"].data, case.images["CT"].data)
+
+
+def test_native_hounsfield_units_of_a_dicom_ct(shared):
+    """A real breast planning CT slice without clips; one of 3 x 3 voxels written into it is found."""
+    from vesalius.io import dicom
+
+    hu, grid = dicom.read(shared / "3d" / "dicom_samples" / "breast_rt" / "ct.0.dcm")
+    assert len(derived(Case("a", images={"CT": Image(hu, grid)})).points["markers"].xyz) == 0
+    hu = hu.copy()
+    hu[0, 200:203, 220:223] = 3000
+    case = derived(Case("a", images={"CT": Image(hu, grid)}))
+    middle = grid.to_world(np.array([201, 221, 0.0]))
+    assert np.allclose(case.points["markers"].xyz.mean(0), middle) and (case.images["saliency"].data[0, 200:203, 220:223] == 1).all()

@@ -46,7 +46,7 @@ class TraCoCo(Segmenter):
     """``translation`` and ``entropy`` weigh the two terms on the overlap (0.3 and 0.1 for the left atrium, 1.0 and 0.1 for the pancreas);
     ``translation=0`` draws no second crop and switches both off. ``agreement='mse'`` is plain co-training; ``confident`` and ``excluded``
     are the confidences of 'cbc'. ``report``: the network that answers, or the mean of both probabilities. ``optimizer='adamw'`` for
-    budgets too short for the paper's SGD; ``lr`` 0 is the optimiser's own (5e-2 and 2e-3)."""
+    budgets too short for the paper's SGD; ``lr`` is 5e-2 and 2e-3 unless given."""
 
     def __init__(
         self,
@@ -66,14 +66,13 @@ class TraCoCo(Segmenter):
         ramp: float = 320 / 9000,
         report: Literal["first", "second", "mean"] = "first",
         optimizer: Literal["sgd", "adamw"] = "sgd",
-        lr: float = 0.0,
+        lr: float | None = None,
         weight_decay: float = 1e-4,
     ):
         network = VNet if backbone == "vnet" else None
         objective = partial(DiceCE, dice_weight=0.5, ce_weight=0.5, squared=True)  # 0.5 (CE + Dice with squares)
-        super().__init__(
-            plan, manifest, parts=parts, network=network, objective=objective, lr=lr or RATES[optimizer], weight_decay=weight_decay, ema=0
-        )
+        lr = RATES[optimizer] if lr is None else lr
+        super().__init__(plan, manifest, parts=parts, network=network, objective=objective, lr=lr, weight_decay=weight_decay, ema=0)
         self.second = self.build(network)
         if any(n % m for n, m in zip(plan.patch, self.network.multiple, strict=True)):
             sides = f"multiples of {self.network.multiple}"

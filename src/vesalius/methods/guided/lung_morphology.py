@@ -1,7 +1,7 @@
 """Lung morphology: a U-Net whose skips are gated by attention, and a mask that is cleaned by what lungs look like.
 
-The gates pass only what the coarser level finds important; opening, closing, hole filling and the two largest components then remove specks,
-bridges and gas bubbles from the mask. The clean-up happens in ONE place: ``finish``, on the prepared grid, before restoration.
+The gates pass only what the coarser level finds important; opening, closing, hole filling and the two largest components then remove
+specks, bridges and gas bubbles from the mask. The clean-up happens in ONE place: ``finish``, on the prepared grid, before restoration.
 
 Naqvi et al., Improved lung segmentation based on U-Net architecture and morphological operations, 2022, https://arxiv.org/abs/2210.10545;
 gates after Oktay et al. 2018, https://arxiv.org/abs/1804.03999. Only the abstract could be read. [inferred]: the gates, the order of the

@@ -155,7 +155,7 @@ class SaliencyACM(Method):
         if self.target not in names[1:]:
             raise UsageError(f"no foreground class '{self.target}'", where=f"{where} target", fix=nearest(self.target, names[1:]))
         if not (self.dt > 0 and self.mu >= 0 and self.mu * self.dt < 0.25):
-            raise UsageError("the flow is unstable", where=f"{where} mu, dt", found=(self.mu, self.dt), allowed="dt > 0, 0 <= mu * dt < 0.25")
+            raise UsageError("the flow is unstable", where=f"{where} mu, dt", found=(self.mu, self.dt), allowed="dt > 0, 0 <= mu dt < 0.25")
         low, high = self.box[:2], self.box[2:]
         if len(self.box) != 4 or not all(0 <= p < q <= 1 for p, q in zip(low, high, strict=True)):
             raise UsageError("no such rectangle", where=f"{where} box", found=self.box, allowed="top,left,bottom,right in 0..1, low < high")
