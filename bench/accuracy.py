@@ -3,8 +3,8 @@
     python bench/accuracy.py hippocampus --minutes 8 --seeds 3
     python bench/accuracy.py kvasir --minutes 8 --seeds 3
 
-Writes bench/results/accuracy_<data>_<minutes>min.json. The peer: BasicUNet with features 16-128, fp32, AdamW 2e-3, cosine, batch 2 (3D) or 8
-(2D), Dice + cross-entropy, the same prepared cases, flips; its minutes count training only, as ours do.
+Writes bench/results/accuracy_<data>_<minutes>min.json. The peer: BasicUNet with features 16-128, fp32, AdamW 2e-3, cosine, batch 2 (3D)
+or 8 (2D), Dice + cross-entropy, flips, on the same prepared cases; its minutes count training only, ours also preparing and validating.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -116,7 +117,8 @@ def main() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     flat = {k: [v for run in runs for v in run.values()] for k, runs in results.items()}
     patients = [manifest[c].patient for run in results["unet"] for c in run]
-    details = {k: mean_interval(v, patients).to_json() | {"by seed": [float(np.mean(list(r.values()))) for r in results[k]]} for k, v in flat.items()}
+    by_seed = {k: [float(np.mean(list(run.values()))) for run in runs] for k, runs in results.items()}
+    details = {k: mean_interval(v, patients).to_json() | {"by seed": by_seed[k]} for k, v in flat.items()}
     if not args.only_ours:
         details["difference"] = paired_difference(flat["unet"], flat["MONAI BasicUNet"], patients)
     details["plan"] = {"patch": plan.patch, "batch": plan.batch, "features": plan.features}
@@ -132,7 +134,7 @@ def main() -> None:
                 "MONAI 1.6 BasicUNet recipe, same minutes" if theirs else "none in this run",
                 f"DSC >= {target}" if target else "above the peer",
                 mine / theirs if theirs else 1.0,
-                f".venv/bin/python bench/accuracy.py {args.data} --minutes {args.minutes:g} --seeds {args.seeds}" + " --only-ours" * args.only_ours,
+                " ".join([".venv/bin/python", *sys.argv]),
                 details=details,
                 met=mine >= target if target else better,
             )

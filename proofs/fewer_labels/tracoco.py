@@ -8,7 +8,9 @@ from vesalius.core.manifest import Manifest
 from vesalius.engine.study import Arm, Study
 
 LABELLED = 4
-BUDGET = {"optimizer": "adamw"}  # a few hundred steps are too few for the paper's SGD; the same for both arms that co-train
+ITERATIONS = 300
+# The same for both arms that co-train: a few hundred steps are too few for the paper's SGD, and T is 40 passes over the labelled cases.
+BUDGET = {"optimizer": "adamw", "ramp": 40 * LABELLED / ITERATIONS}
 
 
 def few(manifest: Manifest) -> Manifest:
@@ -32,6 +34,6 @@ def study() -> Study:
         baseline="co-training, MSE",
         expects={"tracoco": {"dsc": "higher"}},
         seeds=3,
-        iterations=300,
+        iterations=ITERATIONS,
         plan={"patch": (32, 32, 32), "batch": 2, "features": (8, 16, 32)},
     )

@@ -37,11 +37,9 @@ Iterations = Annotated[int | None, typer.Option(help="Training iterations per ru
 def main() -> None:
     """Entry point: one sentence for every foreseen error, no traceback."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))  # an Exit's code comes back as the value
     except VesaliusError as e:
         _fail(str(e), e.exit_code)
-    except typer.Exit as e:
-        sys.exit(e.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted.", 130)
     except BrokenPipeError:
@@ -170,7 +168,8 @@ def check(data: Annotated[str, typer.Argument(metavar="DATA")], as_json: Json = 
     errors = sum(f["level"] == "error" for f in findings)
     if not as_json:
         print(
-            f"{manifest.name}: {len(manifest)} cases, {len({c.patient for c in manifest.cases})} patients, {errors} errors, {len(findings)} findings"
+            f"{manifest.name}: {len(manifest)} cases, {len({c.patient for c in manifest.cases})} patients, "
+            f"{errors} errors, {len(findings)} findings"
         )
     if errors:
         raise typer.Exit(3)
@@ -269,7 +268,7 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score predictions (anybody's) against a dataset's references, on the original grid. Exit code 3 when a case is missing or unusable."""
+    """Score anybody's predictions against a dataset's references, on the original grid. Exit code 3 when one is missing or unusable."""
     from .engine import api
     from .report.tables import summarise, write_tables
 

@@ -74,7 +74,9 @@ def test_prediction_never_looks_at_the_labels(built):
     """Labels, points and boxes replaced by nonsense change nothing."""
     card, manifest, plan, method = built
     case = api.reader(manifest)(manifest.cases[-1].id)
-    poisoned: Case = case.with_(labels={k: type(v)(np.full_like(np.asarray(v.data), IGNORE), v.geometry, v.names) for k, v in case.labels.items()})
+    poisoned: Case = case.with_(
+        labels={k: type(v)(np.full_like(np.asarray(v.data), IGNORE), v.geometry, v.names) for k, v in case.labels.items()}
+    )
     poisoned = poisoned.with_(points={k: type(v)(np.asarray(v.xyz) + 1e3) for k, v in case.points.items()})
     a, b = infer(method, case, plan), infer(method, poisoned, plan)
     assert np.array_equal(a.label.data, b.label.data)

@@ -13,9 +13,7 @@ from vesalius.core.prediction import Prediction
 from vesalius.engine.prepare import normalise, prepare, target_geometry
 from vesalius.engine.restore import restore
 
-ORIENTATIONS = [
-    (perm, sign) for perm in itertools.permutations(range(3)) for sign in itertools.product((1, -1), repeat=3)
-]  # all 48
+ORIENTATIONS = [(perm, sign) for perm in itertools.permutations(range(3)) for sign in itertools.product((1, -1), repeat=3)]  # all 48
 
 
 def asymmetric(shape=(9, 11, 13)) -> np.ndarray:
@@ -68,7 +66,9 @@ def test_law_on_an_oblique_grid():
     label = asymmetric()
     prepared = prepare(case_on(geometry, label), plan())
     there = prepared.labels["reference"].data
-    back = restore(Prediction(probability=Image(onehot(there), prepared.geometry)), prepared.geometry, geometry, ("background", "one", "two"))
+    back = restore(
+        Prediction(probability=Image(onehot(there), prepared.geometry)), prepared.geometry, geometry, ("background", "one", "two")
+    )
     np.testing.assert_array_equal(back.label.data, label)
 
 
@@ -78,7 +78,9 @@ def test_restore_after_resampling_is_close():
     geometry = Geometry.of((24, 24, 24), (1.0, 1.0, 2.0))
     prepared = prepare(case_on(geometry, ball), plan(grid=Grid(spacing=(1.5, 1.5, 1.5))))
     there = prepared.labels["reference"].data
-    back = restore(Prediction(probability=Image(onehot(there), prepared.geometry)), prepared.geometry, geometry, ("background", "one", "two"))
+    back = restore(
+        Prediction(probability=Image(onehot(there), prepared.geometry)), prepared.geometry, geometry, ("background", "one", "two")
+    )
     overlap = 2 * (back.label.data & ball).sum() / (back.label.data.sum() + ball.sum())
     assert overlap > 0.93
 
@@ -90,7 +92,10 @@ def test_outside_the_prepared_grid_is_background():
     prepared = prepare(case_on(geometry, data), plan(crop_to_body=True))
     assert prepared.geometry.shape == (3, 3, 3)
     back = restore(
-        Prediction(probability=Image(onehot(prepared.labels["reference"].data), prepared.geometry)), prepared.geometry, geometry, ("background", "one", "two")
+        Prediction(probability=Image(onehot(prepared.labels["reference"].data), prepared.geometry)),
+        prepared.geometry,
+        geometry,
+        ("background", "one", "two"),
     )
     np.testing.assert_array_equal(back.label.data, data)
 

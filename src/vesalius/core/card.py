@@ -13,9 +13,10 @@ EVIDENCE = ("contract", "parity", "proof", "benchmark")
 class Card:
     """``homes``: written import paths 'module:Name', the first is what is built. ``recipe`` for a network or objective: the base that
     trains it and the options it passes. ``evidence``: what was really shown (contract < parity < proof < benchmark), each backed by a
-    generated file. ``takes``: fields of Case that prediction sees ('images:CT', 'roi:lung', 'table:age'); ``learns``: what training sees
-    beside them ('labels', 'points:extreme', 'table'); ``gives``: fields of Prediction. ``intensity``: the normalisation the method needs
-    instead of the plan's. ``deviations``: what the method asks to differ from the common plan, printed beside its numbers. ``test_exceptions``: contract laws a paper breaks by design, with the reason."""
+    generated file. ``takes``: fields of Case that prediction sees ('images:CT', 'roi:lung', 'table:age'); ``learns``: what training
+    sees beside them ('labels', 'points:extreme', 'table'); ``gives``: fields of Prediction. ``intensity``: the normalisation the
+    method needs instead of the plan's. ``deviations``: what it asks to differ from the common plan, printed beside its numbers.
+    ``test_exceptions``: contract laws a paper breaks by design, with the reason."""
 
     slug: str
     title: str

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import catalog
-from ..core.case import Case, Image
+from ..core.case import Case
 from ..core.errors import DataError, RunError, UsageError
 from ..core.manifest import Manifest, Split
 from ..core.method import Method
@@ -333,7 +333,8 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)
     written, failed = [], []
     done: dict[str, str] = {}
-    choice = accelerate_if_worth_it(trained.method, trained.plan, [j.shape for j in jobs if j.shape], backend=backend)
+    shapes = [j.shape for j in jobs if j.shape]
+    choice = accelerate_if_worth_it(trained.method, trained.plan, shapes, jobs[0].read, backend=backend) if shapes else None
     if choice:
         progress.say(f"inference: {choice['backend']} {choice['precision']} (agreement {choice['agreement']:.4f} with torch fp32)")
     with progress.task("predicting", len(jobs)) as advance:
@@ -382,7 +383,7 @@ class _Job:
 
 
 def _jobs(trained: Trained, inputs, split: str | None) -> Iterable[_Job]:
-    from ..io import header, sniff
+    from ..io import sniff
 
     if isinstance(inputs, Manifest):
         yield from _manifest_jobs(trained, inputs, split)
@@ -390,35 +391,47 @@ def _jobs(trained: Trained, inputs, split: str | None) -> Iterable[_Job]:
     paths = [Path(p) for p in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
     for path in paths:
         text = str(path)
-        if text.startswith("phantom:") or (path / "dataset.toml").exists() or (path / "dataset.json").exists():
+        if text.startswith("phantom:") or _is_dataset(path):
             yield from _manifest_jobs(trained, open_dataset(text), split)
             continue
         if not path.exists():
             raise DataError("there is no such file or folder", where=path)
         files = [path]
-        if path.is_dir() and sniff(path) != "dicom":
-            files = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-        for file in files:
-            channels = trained.plan.channels
-            if len(channels) > 1:
-                raise UsageError(
-                    f"this model takes {len(channels)} images a case ({', '.join(channels)})",
-                    where=file,
-                    fix="give a dataset folder with these columns",
-                )
-            name = file.name if file.is_dir() else _stem(file)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            files = [path] if inside and sniff(inside[0]) == "dicom" else inside
+        yield from (_file_job(trained, file) for file in files)
 
-            def read(file=file, name=name) -> Case:
-                image = read_image(file)
-                if image.geometry.ndim != trained.plan.dims:
-                    raise DataError(f"the model is {trained.plan.dims}D", where=file, found=image.geometry.describe())
-                return Case(name, patient=name, images={channels[0]: Image(image.data, image.geometry)})
 
-            try:
-                shape = header(file)[1].shape
-            except Exception:  # noqa: BLE001 - only an estimate of the work; reading reports what is wrong
-                shape = None
-            yield _Job(str(file), read, _ending(file, trained.plan.dims), shape)
+def _file_job(trained: Trained, file: Path) -> _Job:
+    """One image file (or DICOM folder) as one case of a one-channel model."""
+    from ..io import header
+
+    channels, dims = trained.plan.channels, trained.plan.dims
+    if len(channels) > 1:
+        fix = "give a dataset folder with these columns"
+        raise UsageError(f"this model takes {len(channels)} images a case ({', '.join(channels)})", where=file, fix=fix)
+    name = file.name if file.is_dir() else _stem(file)
+
+    def read() -> Case:
+        image = read_image(file)
+        if image.geometry.ndim != dims:
+            raise DataError(f"the model is {dims}D", where=file, found=image.geometry.describe())
+        return Case(name, patient=name, images={channels[0]: image})
+
+    try:
+        shape = header(file)[1].shape
+    except DataError:  # only an estimate of the work; reading reports what is wrong
+        shape = None
+    return _Job(str(file), read, _ending(file, dims), shape)
+
+
+def _is_dataset(path: Path) -> bool:
+    """A folder with a dataset's description, or without files of its own (images/ + labels/)."""
+    if not path.is_dir():
+        return False
+    described = any((path / name).exists() for name in ("dataset.toml", "dataset.json"))
+    return described or not any(p.is_file() for p in path.iterdir())
 
 
 def _manifest_jobs(trained: Trained, manifest: Manifest, split: str | None) -> Iterable[_Job]:
@@ -472,13 +485,11 @@ def score_split(trained: Trained, ids: Sequence[str], *, seed: int = 0, progress
     """Predict and score cases of the trained manifest. Yields (case, prediction, rows, seconds)."""
     read = reader(trained.manifest)
     progress = progress or Progress(quiet=True)
-    shapes = []
     with progress.task("testing", len(ids)) as advance:
-        for i in ids:
+        for n, i in enumerate(ids):
             case = read(i)
-            if not shapes:
-                shapes = [case.geometry.shape] * len(ids)
-                accelerate_if_worth_it(trained.method, trained.plan, shapes)
+            if n == 0:
+                accelerate_if_worth_it(trained.method, trained.plan, [case.geometry.shape] * len(ids), lambda c=case: c)
             tick = time.perf_counter()
             answer = infer(trained.method, case, trained.plan, seed=seed)
             seconds = time.perf_counter() - tick

@@ -306,7 +306,7 @@ class _Loop:
 
 
 def _update(fabric, module, method: LearnedMethod, optimizers: dict, batch, clock: Clock) -> tuple[dict[str, float], bool]:
-    """All turns of one iteration. Returns the terms' values and whether every loss and gradient was finite; a turn that was not is skipped."""
+    """All turns of one iteration: the terms' values, and whether every loss and gradient was finite (a turn that was not is skipped)."""
     values: dict[str, float] = {}
     fine = True
     for turn in method.turns(clock):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 
@@ -13,7 +16,7 @@ from ..methods.learned import LearnedMethod
 from .prepare import prepare
 from .restore import restore
 
-_WORTH_IT = 24  # windows from which an accelerated forward pays for its compilation
+_MANY, _LONG = 24, 60.0  # windows, seconds of work from which choosing and compiling a faster forward pays
 
 
 def infer(method: Method, case: Case, plan: Plan, *, seed: int = 0, probability: bool = False, grad: bool = False) -> Prediction:
@@ -50,19 +53,40 @@ def windows(plan: Plan, shape: tuple[int, ...]) -> int:
     return int(np.prod([max(1, int(np.ceil((n - p) / s)) + 1) for n, p, s in zip(shape, plan.patch, step, strict=True)]))
 
 
-def accelerate_if_worth_it(method: Method, plan: Plan, shapes: list[tuple[int, ...]], *, backend: str = "auto") -> dict | None:
-    """Lend the method a faster forward (checked to agree) when the work ahead pays for it. Returns what was chosen, or None."""
+def accelerate_if_worth_it(
+    method: Method, plan: Plan, shapes: Sequence[tuple[int, ...]], first: Callable[[], Case], *, backend: str = "auto"
+) -> dict | None:
+    """Lend the method a faster forward (checked to agree on a window of the ``first`` case) when the work ahead pays for choosing it.
+
+    ``shapes``: the cases to predict. Returns what was chosen and why, or None when torch as it is will do.
+    """
     if not isinstance(method, LearnedMethod) or backend == "torch" or next(method.parameters()).is_cuda:
         return None
-    if backend == "auto" and sum(windows(plan, s) for s in shapes) < _WORTH_IT:
+    if type(method).condition is not LearnedMethod.condition or type(method).fast_forward is not LearnedMethod.fast_forward:
         return None
-    if method.condition.__func__ is not LearnedMethod.condition or type(method).fast_forward is not LearnedMethod.fast_forward:
+    number = sum(windows(plan, s) for s in shapes)
+    if backend == "auto" and number < _MANY:
         return None
-    from ..inferers.backends import accelerate
+    _evaluating(method)
+    probe = _central_window(prepare(first(), plan, method).stack(method.channels), plan.patch)
+    tick = time.perf_counter()
+    with torch.no_grad():
+        method(probe)
+        if backend == "auto" and (time.perf_counter() - tick) * number < _LONG:
+            return None
+        from ..inferers.backends import accelerate
 
-    shape = (1, method.in_channels, *plan.patch)
-    method.eval()
-    probe = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    forward = accelerate(method, shape, backend=backend, probe=probe)
-    method.fast = forward
-    return forward.choice
+        method.fast = accelerate(method, tuple(probe.shape), backend=backend, probe=probe)
+    return method.fast.choice
+
+
+def _central_window(image: np.ndarray, patch: Sequence[int]) -> torch.Tensor:
+    """(1, C, *patch) around the middle, zero-padded."""
+    out = torch.zeros(1, image.shape[0], *patch)
+    into, of = [], []
+    for n, p in zip(image.shape[1:], patch, strict=True):
+        size = min(n, p)
+        into.append(slice((p - size) // 2, (p - size) // 2 + size))
+        of.append(slice((n - size) // 2, (n - size) // 2 + size))
+    out[(0, slice(None), *into)] = torch.from_numpy(np.ascontiguousarray(image[(slice(None), *of)]))
+    return out

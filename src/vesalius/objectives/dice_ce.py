@@ -68,7 +68,9 @@ class DiceCE:
         return 1 - ((2 * both + self.eps) / (each + self.eps)).mean()
 
 
-def deep(objective, logits: Tensor | list[Tensor], target: Tensor, *, weight: Tensor | None = None, ignore_index: int | None = None) -> Tensor:
+def deep(
+    objective, logits: Tensor | list[Tensor], target: Tensor, *, weight: Tensor | None = None, ignore_index: int | None = None
+) -> Tensor:
     """Deep supervision: the objective at every resolution with weights 1, 1/2, 1/4, ... normalised to 1; targets are read by nearest
     neighbour at the coarser grids (soft ones by area)."""
     if isinstance(logits, Tensor):

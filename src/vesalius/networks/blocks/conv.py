@@ -50,7 +50,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, dims: int, inp: int, out: int, kernel=3, stride=1, norm: str = "instance", dropout: float = 0.0):
         super().__init__()
         self.first = ConvNormAct(dims, inp, out, kernel, stride, norm, dropout)
-        self.second = nn.Sequential(conv(dims, out, out, kernel, bias=norm == "none"), *([NORMS[norm][dims](out)] if norm != "none" else []))
+        after = [NORMS[norm][dims](out)] if norm != "none" else []
+        self.second = nn.Sequential(conv(dims, out, out, kernel, bias=norm == "none"), *after)
         moved = inp != out or (stride if isinstance(stride, int) else max(stride)) > 1
         self.skip = conv(dims, inp, out, 1, stride) if moved else nn.Identity()
         self.act = nn.LeakyReLU(0.01, inplace=True)
@@ -60,7 +61,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Additive attention gate (Oktay et al. 2018): x * sigmoid(psi(relu(W_x x + W_g g))) for a skip ``x`` and a gating ``g`` of one size."""
+    """Additive gate (Oktay et al. 2018): x * sigmoid(psi(relu(W_x x + W_g g))) for a skip ``x`` and a gating ``g`` of its size."""
 
     def __init__(self, dims: int, skip: int, gate: int, inner: int | None = None):
         super().__init__()
