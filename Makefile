@@ -20,7 +20,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 docs: setup
-	$(BIN)/python -m vesalius.report.docs
+	$(BIN)/python docs/generate.py
 
 bench: setup
 	bash bench/setup_peers.sh

@@ -1,0 +1,170 @@
+"""Generated pages and tables, so that no number in a document is typed: ``make docs``.
+
+- docs/methods/<slug>.md and docs/methods/index.md from the cards, the home files' docstrings, the options and proofs/results/<slug>.json
+- the tables of README.md, between markers, from proofs/results and bench/results
+- docs/img/phantoms.png, and docs/img/demo.png from the runs of ``make demo``
+
+``python docs/generate.py --check`` exits 1 when a page is not what it would be (a test runs it).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+
+from vesalius import catalog
+
+ROOT = Path(__file__).resolve().parents[1]
+LABELS = {"dsc": "DSC", "hd95": "HD95 (mm)", "assd": "ASSD (mm)", "iou": "IoU", "nsd": "NSD"}
+
+
+def main() -> None:
+    pages = {ROOT / "docs" / "methods" / f"{slug}.md": page(slug) for slug in catalog.cards()}
+    pages[ROOT / "docs" / "methods" / "index.md"] = index()
+    readme = ROOT / "README.md"
+    pages[readme] = between(readme.read_text(), "proof", proof_table("sdl-seg"))
+    pages[readme] = between(pages[readme], "bench", bench_table())
+    if "--check" in sys.argv:
+        stale = [str(p.relative_to(ROOT)) for p, text in pages.items() if not p.exists() or p.read_text() != text]
+        if stale:
+            sys.exit(f"not up to date ('make docs' writes them): {', '.join(stale)}")
+        return
+    for path, text in pages.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    pictures()
+
+
+def page(slug: str) -> str:
+    """One method."""
+    card = catalog.get(slug)
+    lines = [f"# {card.title} (`{slug}`)", "", f"{card.paper}. <{card.url}>", "", documentation(card.homes[0]), ""]
+    lines += ["## Facts", "", "| | |", "|---|---|"]
+    facts = {
+        "family": card.family,
+        "task": card.task,
+        "dimensions": " or ".join(f"{d}D" for d in card.dims),
+        "supervision": card.supervision,
+        "takes": ", ".join(card.takes),
+        "gives": ", ".join(card.gives),
+        "claim": card.claim,
+        "compared with": card.baseline,
+        "evidence here": card.evidence,
+        "deviations from the common plan": "; ".join(card.deviations),
+        "weights": card.weights,
+        "home": ", ".join(f"`{h}`" for h in card.homes),
+    }
+    lines += [f"| {k} | {v} |" for k, v in facts.items() if v]
+    lines += ["", "## Use", "", "```", f"vesalius train {slug} --data DATA --out RUN", "vesalius predict RUN INPUT... --out DIR", "```", ""]
+    lines += ["## Options", "", "| `--set` | default |", "|---|---|"]
+    lines += [f"| `{k}` | `{v['default']}` |" for k, v in catalog.options(slug).items()]
+    lines += ["", "## Measured", "", proof_table(slug)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def documentation(home: str) -> str:
+    """The docstring of a home file."""
+    path = ROOT / "src" / Path(*home.partition(":")[0].split(".")).with_suffix(".py")
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def index() -> str:
+    rows = ["# Methods", "", "| method | family | dims | supervision | evidence | title |", "|---|---|---|---|---|---|"]
+    rows += [
+        f"| [{c.slug}]({c.slug}.md) | {c.family} | {', '.join(map(str, c.dims))} | {c.supervision} | {c.evidence} | {c.title} |"
+        for c in catalog.cards().values()
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def proof_table(slug: str) -> str:
+    """Means and paired differences of ``vesalius prove <slug>``."""
+    path = ROOT / "proofs" / "results" / f"{slug}.json"
+    if not path.exists():
+        return "Not proven yet: `vesalius prove " + slug + "` has no result file."
+    record = json.loads(path.read_text())
+    budget = f"{record['minutes']:g} minutes" if record["minutes"] else f"{record['iterations'] or 'the planned'} iterations"
+    runs = f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}"
+    out = [f"Claim tested: {record['claim']}. `{record['command']}`, {runs}, {budget}, {record['date']}.", ""]
+    for where, result in record["results"].items():
+        if "arms" not in result:
+            out += [f"{where}: {result['skipped']}.", ""]
+            continue
+        metrics = list(next(iter(result["arms"].values())))
+        out += [f"| {where} | " + " | ".join(f"{LABELS.get(m, m)} | difference [95 % CI]" for m in metrics) + " |"]
+        out += ["|---" * (1 + 2 * len(metrics)) + "|"]
+        for arm, entry in result["arms"].items():
+            out.append(f"| {arm} | " + " | ".join(f"{number(entry[m]['mean'])} | {difference(entry[m])}" for m in metrics) + " |")
+        verdict = {True: "The claim's direction held, the interval excludes 0.", False: "The claim did not hold.", None: ""}
+        out += ["", verdict[record["holds"].get(where)], ""]
+    return "\n".join(out).rstrip()
+
+
+def difference(entry: dict) -> str:
+    d = entry.get("difference")
+    return "baseline" if not d else f"{number(d['mean'], True)} [{number(d['low'], True)}, {number(d['high'], True)}]"
+
+
+def number(value: float | None, signed: bool = False) -> str:
+    return "-" if value is None else f"{value:{'+' if signed else ''}.3f}"
+
+
+def bench_table() -> str:
+    """What bench/README.md shows, shorter."""
+    rows = ["| what | peer | target | measured |", "|---|---|---|---|"]
+    for path in sorted((ROOT / "bench" / "results").glob("*.json")):
+        found = json.loads(path.read_text())
+        for r in found if isinstance(found, list) else [found]:
+            rows.append(f"| {r['what']} | {r['peer']} | {r['target']} | {r['ratio']:.2f}{' (not met)' if r.get('met') is False else ''} |")
+    return "\n".join(rows)
+
+
+def between(text: str, name: str, content: str) -> str:
+    """``text`` with what stands between the markers replaced."""
+    begin, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n{content}\n{end}{tail}"
+
+
+def pictures() -> None:
+    from vesalius.datasets.phantoms.gallery import gallery
+
+    gallery(ROOT / "docs" / "img" / "phantoms.png")
+    demo = ROOT / "runs" / "demo"
+    if (demo / "sdl-seg" / "seed_0" / "predictions").is_dir():
+        (ROOT / "docs" / "img" / "demo.png").write_bytes(demo_picture(demo))
+
+
+def demo_picture(demo: Path) -> bytes:
+    """The demo's median case of sdl-seg: reference and both predictions."""
+    import csv
+
+    import numpy as np
+
+    from vesalius.datasets import open_dataset, read_case
+    from vesalius.io import read_labels
+    from vesalius.report.figures import CasePicture, contours
+
+    manifest = open_dataset("phantom:tumour-bed")
+    with (demo / "scores.csv").open(newline="") as f:
+        rows = [r for r in csv.DictReader(f) if r["metric"] == "dsc" and r["value"]]
+    mine = sorted((float(r["value"]), r["case"]) for r in rows if r["method"] == "sdl-seg")
+    chosen = mine[len(mine) // 2][1]
+    case = read_case(manifest, chosen)
+    grid = case.geometry.canonical()
+    label = next(iter(case.labels.values())).on(grid)
+    predictions = {
+        m: np.asarray(read_labels(demo / m / "seed_0" / "predictions" / f"{chosen}.nii.gz", values=manifest.values, names=manifest.names).on(grid).data)
+        for m in ("unet", "sdl-seg")
+    }
+    image = np.asarray(next(iter(case.images.values())).on(grid, "nearest").data)
+    picture = CasePicture(chosen, image, grid.spacing, np.asarray(label.data), predictions, manifest.names)
+    captions = {r["method"]: f"DSC {float(r['value']):.3f}" for r in rows if r["case"] == chosen}
+    return contours(picture, list(predictions), captions)
+
+
+if __name__ == "__main__":
+    main()
