@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import catalog
 from ..core.case import Case
-from ..core.errors import DataError, RunError, UsageError
+from ..core.errors import DataError, ResourceError, RunError, UsageError
 from ..core.manifest import Manifest, Split
 from ..core.method import Method
 from ..core.plan import Fingerprint, Plan
@@ -26,7 +26,7 @@ from .evaluate import RULES, mean_dsc, score, score_folder
 from .fingerprint import fingerprint
 from .fit import Budget, Training
 from .infer import accelerate_if_worth_it, infer
-from .plan import make_plan
+from .plan import make_plan, memory_gib
 from .progress import Progress
 from .record import RUN_VERSION, Lock, machine, peak_memory_gib, read_json, versions, write_json
 
@@ -340,6 +340,7 @@ def predict(
     with progress.task("predicting", len(jobs)) as advance:
         for job in jobs:
             try:
+                _fits(trained.plan, job)
                 case = job.read()
                 name = case.id.replace("/", "_")
                 if name in done:
@@ -365,13 +366,30 @@ def predict(
 
                     write_image(out / f"{name}_probability.nii.gz", np.asarray(answer.probability.data), answer.probability.geometry)
                 written.append(target)
-            except (DataError, MemoryError) as e:
-                failed.append(str(e) or f"{job.where}: not enough memory")
+            except (DataError, ResourceError) as e:
+                failed.append(str(e))
+            except MemoryError:
+                failed.append(f"{job.where}: not enough memory.")
             advance(1, job.where[-30:])
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise DataError(f"{len(failed)} of {len(jobs)} inputs could not be predicted: {failed[0]}{more}", where=out)
     return written
+
+
+def _fits(plan: Plan, job: _Job) -> None:
+    """Refuse before hours of work (and the kernel's out-of-memory killer) what cannot fit."""
+    import psutil
+
+    need, free = memory_gib(plan, job.shape or ()), psutil.virtual_memory().available / 2**30
+    if job.shape and need > free:
+        raise ResourceError(
+            "this image does not fit into memory",
+            where=job.where,
+            found=f"about {need:.1f} GiB needed",
+            allowed=f"{free:.1f} GiB free",
+            fix="crop or resample it, or use a machine with more memory",
+        )
 
 
 @dataclass

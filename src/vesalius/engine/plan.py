@@ -140,7 +140,6 @@ def _normalise(manifest: Manifest, facts: Fingerprint, channel: str) -> str:
     return "ct" if "CT" in words and v["min"] < -50 else "zscore"
 
 
-def estimate_memory_gib(plan: Plan, shapes: Sequence[Sequence[int]]) -> float:
-    """A rough upper estimate of prediction memory, GiB: prepared image, class maps and the restored label of the largest case."""
-    largest = max((float(np.prod(s)) for s in shapes), default=0.0)
-    return largest * (4 * plan.in_channels + 4 * 2 * len(plan.classes) + 8) / 2**30
+def memory_gib(plan: Plan, shape: Sequence[int]) -> float:
+    """What predicting a case of this shape takes at most, GiB: native and prepared image, class maps and label (grids of like size)."""
+    return float(np.prod(shape)) * (3 * 4 * plan.in_channels + 2 * 4 * len(plan.classes) + 8) / 2**30

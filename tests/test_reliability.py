@@ -1,0 +1,183 @@
+"""Faults of a whole run: what the user sees and what is left on disk (the readers' own faults are in tests/io)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from vesalius.core.errors import DataError, RunError
+from vesalius.datasets import open_dataset
+from vesalius.engine import api, checkpoint
+from vesalius.methods.planned import PlannedUNet
+
+BIN = Path(sys.executable).with_name("vesalius")
+SMALL = {"batch": 2, "features": (4, 8, 8), "precision": "32", "workers": 0}
+CANARY = "ZZPHI^CANARY"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return api.train("unet", "phantom:shapes-3d", tmp_path_factory.mktemp("run") / "unet", iterations=3, plan_overrides=SMALL)
+
+
+def volume(path: Path, shape, affine=None, **header) -> Path:
+    rng = np.random.default_rng(0)
+    image = nib.Nifti1Image(rng.normal(0, 200, shape).astype(np.int16), np.eye(4) if affine is None else affine)
+    for key, value in header.items():
+        image.header[key] = value
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(70, 60, 3), (5, 6, 7), (1, 40, 33), (25, 25, 49)])
+def test_thin_small_and_odd_volumes(trained, tmp_path, shape):
+    """45: sides below the patch, of one voxel, not divisible: the label lies on the input's grid."""
+    path = volume(tmp_path / "thin.nii.gz", shape, np.diag([0.5, 0.5, 5, 1]))
+    (made,) = api.predict(trained, path, tmp_path / "out")
+    label = nib.load(made)
+    assert label.shape == shape and np.allclose(label.affine, nib.load(path).affine)
+
+
+def test_a_constant_image_and_one_full_of_nan(trained, tmp_path):
+    """19: no division by zero, NaN counted and replaced."""
+    nib.save(nib.Nifti1Image(np.full((24, 24, 24), -3024, np.int16), np.eye(4)), tmp_path / "flat.nii.gz")
+    data = np.random.default_rng(0).normal(size=(24, 24, 24)).astype(np.float32)
+    data[3:5] = np.nan
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "nan.nii.gz")
+    with pytest.warns(UserWarning, match="NaN|not finite"):
+        made = api.predict(trained, [tmp_path / "flat.nii.gz", tmp_path / "nan.nii.gz"], tmp_path / "out")
+    assert len(made) == 2
+
+
+def test_what_does_not_fit_is_said_before(trained, tmp_path, monkeypatch):
+    """41, 44: the need is named and nothing is written."""
+    import psutil
+
+    path = volume(tmp_path / "big.nii.gz", (64, 64, 64))
+    free = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=2**20))
+    with pytest.raises(DataError, match="does not fit into memory.*GiB needed"):
+        api.predict(trained, path, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_damaged_checkpoints_are_refused(trained, tmp_path):
+    """35: cut, overwritten, or with a header of nonsense."""
+    good = (trained.folder / "method.safetensors").read_bytes()
+    for name, data in {"cut": good[: len(good) // 2], "noise": b"\x00" * 200, "header": b"\xff" * 8 + good[8:]}.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(data)
+        with pytest.raises(RunError, match="not a readable checkpoint"):
+            checkpoint.read(path)
+
+
+class Raises(PlannedUNet):
+    """A worker that fails on one case."""
+
+    def augment(self, sample, rng):
+        raise DataError("the patch could not be read", where=f"case {sample.case}")
+
+
+def test_a_failing_worker_names_the_case(tmp_path):
+    """43: the worker's own message and the case, not a traceback of queues."""
+    with pytest.raises(DataError, match="case train-"):
+        api.train(Raises, "phantom:shapes-2d", tmp_path / "run", iterations=5, plan_overrides={**SMALL, "workers": 1})
+
+
+def test_ctrl_c_saves_and_exits_130(tmp_path):
+    """49: one Ctrl-C: checkpoint on disk, exit 130, one sentence; the run resumes."""
+    command = [BIN, "train", "unet", "--data", "phantom:shapes-2d", "--out", tmp_path / "run", "--iterations", "100000", "--quiet"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = tmp_path / "run" / "log.csv"
+    for _ in range(900):
+        if log.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130 and "--resume" in error and "Traceback" not in error, error
+    assert checkpoint.read(tmp_path / "run" / "checkpoint" / "main.safetensors")[1]["step"] > 0
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_disk_full_keeps_the_last_checkpoint(trained, tmp_path):
+    """40: a write that fails leaves the file before it whole."""
+    tensors, record = checkpoint.read(trained.folder / "method.safetensors")
+    path = tmp_path / "last.safetensors"
+    checkpoint.write(path, tensors, {"facts": {}, "n": 1})
+    code = (
+        "import resource, signal, sys, numpy as np; from pathlib import Path; from vesalius.engine import checkpoint;"
+        "from vesalius.core.errors import ResourceError;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        f"path = Path(r'{path}')\n"
+        "try:\n    checkpoint.write(path, {'a': np.zeros(100000)}, {'facts': {}, 'n': 2})\n"
+        "except ResourceError as e:\n    print(e); sys.exit(7)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert checkpoint.read(path)[1]["n"] == 1 and [p.name for p in tmp_path.iterdir()] == ["last.safetensors"]
+
+
+def test_nothing_of_the_patient_leaves_the_header(trained, tmp_path):
+    """59: a name in descrip, aux_file and db_name is in no output."""
+    path = volume(tmp_path / "phi.nii.gz", (24, 24, 24), descrip=CANARY.encode(), aux_file=CANARY.encode(), db_name=CANARY.encode())
+    made = api.predict(trained, path, tmp_path / "out")
+    import gzip
+
+    for file in [*made, *trained.folder.rglob("*")]:
+        if file.is_file():
+            data = file.read_bytes()
+            data = gzip.decompress(data) if file.name.endswith(".gz") else data
+            assert CANARY.encode() not in data, file
+
+
+def test_no_foreground_at_all_is_one_sentence(tmp_path):
+    """48: a data set of empty masks is refused before training."""
+    from PIL import Image
+
+    for name in ("images", "labels"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+    (tmp_path / "d" / "dataset.toml").write_text(
+        'name = "empty"\nmodality = "US"\ndims = 2\nlicence = ""\nsource = ""\n[labels]\nbackground = 0\nlesion = 255\n'
+    )
+    rows = ["case,patient,split,image:US,label:reference"]
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 255, (32, 32), dtype=np.uint8)).save(tmp_path / "d" / "images" / f"{i}.png")
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "d" / "labels" / f"{i}.png")
+        rows.append(f"{i},{i},train,images/{i}.png,labels/{i}.png")
+    (tmp_path / "d" / "cases.csv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(DataError, match="no training case has any foreground"):
+        api.train("unet", tmp_path / "d", tmp_path / "run", iterations=2)
+
+
+def test_locale_clock_and_workers_do_not_matter(trained, tmp_path):
+    """50, 60: another time zone, locale and thread count in another process: the same labels."""
+    code = (
+        "import torch; torch.set_num_threads(1); from vesalius.engine import api;"
+        f"api.predict(r'{trained.folder}', 'phantom:shapes-3d', r'{tmp_path / 'b'}', split='test')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "LANG": "de_DE"})
+    for path in api.predict(trained, open_dataset("phantom:shapes-3d"), tmp_path / "a", split="test"):
+        assert np.array_equal(nib.load(path).dataobj, nib.load(tmp_path / "b" / path.name).dataobj)
+
+
+def test_one_case_is_enough_to_say_what_is_missing(tmp_path):
+    """48: one training case trains; there is nothing to test on, and compare says so."""
+    manifest = open_dataset("phantom:shapes-2d").only(["train-000"])
+    done = api.train("unet", manifest, tmp_path / "run", iterations=2, plan_overrides=SMALL)
+    assert done.record["status"] == "finished"
+    with pytest.raises(DataError, match="no case to test on"):
+        api.compare(["unet"], manifest, tmp_path / "cmp", iterations=1)
+
+
+def test_memory_and_time_are_recorded(trained):
+    record = json.loads((trained.folder / "run.json").read_text())
+    assert record["peak_memory_gib"] > 0 and record["seconds"] > 0 and record["versions"]["torch"] and record["data"]["digest"]
