@@ -97,8 +97,13 @@ def proof_table(slug: str) -> str:
         out += ["|---" * (1 + 2 * len(metrics)) + "|"]
         for arm, entry in result["arms"].items():
             out.append(f"| {arm} | " + " | ".join(f"{number(entry[m]['mean'])} | {difference(entry[m])}" for m in metrics) + " |")
-        verdict = {True: "The claim's direction held, the interval excludes 0.", False: "The claim did not hold.", None: ""}
-        out += ["", verdict[record["holds"].get(where)], ""]
+        out.append("")
+        for e in result["expected"]:
+            d = e["difference"]
+            shown = f"{number(d['mean'], True)} [{number(d['low'], True)}, {number(d['high'], True)}]" if d else "undefined"
+            verdict = "held" if e["held"] else "did not hold"
+            out.append(f"- {LABELS.get(e['metric'], e['metric'])} of {e['arm']} {e['direction']} than of {e['against']}: **{verdict}**, {shown}")
+        out.append("")
     return "\n".join(out).rstrip()
 
 
@@ -156,10 +161,10 @@ def demo_picture(demo: Path) -> bytes:
     case = read_case(manifest, chosen)
     grid = case.geometry.canonical()
     label = next(iter(case.labels.values())).on(grid)
-    predictions = {
-        m: np.asarray(read_labels(demo / m / "seed_0" / "predictions" / f"{chosen}.nii.gz", values=manifest.values, names=manifest.names).on(grid).data)
-        for m in ("unet", "sdl-seg")
-    }
+    predictions = {}
+    for m in ("unet", "sdl-seg"):
+        path = demo / m / "seed_0" / "predictions" / f"{chosen}.nii.gz"
+        predictions[m] = np.asarray(read_labels(path, values=manifest.values, names=manifest.names).on(grid).data)
     image = np.asarray(next(iter(case.images.values())).on(grid, "nearest").data)
     picture = CasePicture(chosen, image, grid.spacing, np.asarray(label.data), predictions, manifest.names)
     captions = {r["method"]: f"DSC {float(r['value']):.3f}" for r in rows if r["case"] == chosen}

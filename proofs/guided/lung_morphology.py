@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vesalius.engine.study import Arm, Study
+from vesalius.engine.study import Arm, Data, Expect, Study
 
 
 def study() -> Study:
@@ -15,9 +15,9 @@ def study() -> Study:
             Arm("clean-up", "lung-morphology", {"gates": False}),
             Arm("lung-morphology", "lung-morphology"),
         ),
-        data=("phantom:chest-radiograph?cases=40", "../shared/data/2d/cxr_lungs"),
+        data=(Data("phantom:chest-radiograph?cases=40"), Data("../shared/data/2d/cxr_lungs")),
         baseline="unet",
-        expects={"lung-morphology": {"hd95": "lower"}},
+        expects=(Expect("lung-morphology", "hd95", "lower"),),
         metrics=("dsc", "hd95"),
         seeds=3,
         iterations=200,

@@ -7,7 +7,7 @@ import numpy as np
 from vesalius.core.case import Case
 from vesalius.core.geometry import Geometry
 from vesalius.datasets import read_case
-from vesalius.engine.study import Arm, Study
+from vesalius.engine.study import Arm, Data, Expect, Study
 from vesalius.methods.guided.sdl_seg import SDLSeg
 
 
@@ -33,9 +33,13 @@ def study() -> Study:
         slug="sdl-seg",
         claim="the saliency of surgical markers finds a tumour bed that hardly differs from gland; another patient's markers do not",
         arms=(Arm("unet", "unet"), Arm("sdl-seg", "sdl-seg"), Arm("another patient's markers", AnotherPatientsMarkers)),
-        data=("phantom:tumour-bed",),
+        data=(Data("phantom:tumour-bed"),),
         baseline="unet",
-        expects={"sdl-seg": {"dsc": "higher", "hd95": "lower"}},
+        expects=(
+            Expect("sdl-seg", "dsc", "higher"),
+            Expect("sdl-seg", "hd95", "lower"),
+            Expect("sdl-seg", "dsc", "higher", against="another patient's markers"),
+        ),
         metrics=("dsc", "hd95", "assd"),
         seeds=3,
         iterations=150,

@@ -9,7 +9,7 @@ import numpy as np
 from vesalius.core.case import Case, LabelMap
 from vesalius.core.method import Method
 from vesalius.core.prediction import Prediction
-from vesalius.engine.study import Arm, Study
+from vesalius.engine.study import Arm, Data, Expect, Study
 
 
 class ChanVese(Method):
@@ -38,8 +38,8 @@ def study() -> Study:
             Arm("saliency-acm", "saliency-acm", lungs),
             Arm("Chan-Vese", ChanVese),
         ),
-        data=("phantom:chest-radiograph?cases=40", "../shared/data/2d/cxr_lungs"),
+        data=(Data("phantom:chest-radiograph?cases=40"), Data("../shared/data/2d/cxr_lungs")),
         baseline="LIF",
-        expects={"saliency-acm": {"dsc": "higher"}},
+        expects=(Expect("saliency-acm", "dsc", "higher"), Expect("saliency-acm", "dsc", "higher", against="Chan-Vese")),
         seeds=1,  # nothing is random
     )

@@ -59,7 +59,7 @@ def test_instances(tmp_path):
         ("dims = 3\n", 'case,age\na,"0,5"\n', ["line 2", "decimal comma"]),
         ("dims = 3\n", HEAD + "a,,,x,extra\n", ["line 2", "another number of cells"]),
         ("dims = 3\n", "case,image:T1,image:T1\na,x,y\n", ["'image:T1' appears twice"]),
-        ("dims = 3\n", "case,images:T1\na,x\n", ["images:T1", "did you mean 'image'"]),
+        ("dims = 3\n", "case,images:T1\na,x\n", ["images:T1", "id you mean 'image'"]),
         ("dims = 3\n", "case,image:T1\n", ["no rows"]),
         ("dims = 3\n", "", ["empty"]),
     ],
@@ -81,7 +81,7 @@ def test_a_folder_of_no_layout_says_what_each_lacks(tmp_path):
         assert word in str(error.value)
     with pytest.raises(DataError, match="no such file"):
         open_dataset(tmp_path / "absent")
-    with pytest.raises(UsageError, match="did you mean 'plain'"):
+    with pytest.raises(UsageError, match="[Dd]id you mean 'plain'"):
         open_dataset(tmp_path, layout="plane")
 
 
@@ -214,7 +214,7 @@ def test_phantoms_and_available():
     assert listed["tumour-bed"]["open"] == "phantom:tumour-bed" and listed["nnunet"]["kind"] == "layout"
     manifest = open_dataset("phantom:tumour-bed?cases=6&seed=1")
     assert len(manifest) == 6 and manifest.built_in is not None
-    with pytest.raises(UsageError, match="did you mean 'tumour-bed'"):
+    with pytest.raises(UsageError, match="[Dd]id you mean 'tumour-bed'"):
         open_dataset("phantom:tumor-bed")
     case = read_case(open_dataset("phantom:shapes-2d?cases=3"), "train-000", labels=False)
     assert case.images and not case.labels

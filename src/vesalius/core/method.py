@@ -156,6 +156,11 @@ class Method(ABC):
         """Further grids ``predict`` reads the same case on, by the name for ``case.at``."""
         return {}
 
+    @property
+    def preparation(self) -> str:
+        """What ``derive`` and ``targets`` depend on beside the case (options, a part's weights): prepared cases are cached by it."""
+        return ""
+
     def derive(self, case: Case, rng: np.random.Generator, *, training: bool) -> Case:
         """Extra channels and points from the whole case BEFORE normalisation (native intensities); cached in training."""
         return case

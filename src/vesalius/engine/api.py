@@ -93,6 +93,7 @@ def train(
     iterations: int | None = None,
     minutes: float | None = None,
     patience: int | None = None,
+    validations: int = 5,
     fold: int | None = None,
     folds: int = 5,
     labelled: int | None = None,
@@ -160,7 +161,7 @@ def train(
         if record["status"] == "finished":
             _load(built, out)
             return Trained(built, plan, manifest, split, out, record)
-        return _fit(built, plan, manifest, split, out, record, Budget(iterations, minutes, patience), progress, resume)
+        return _fit(built, plan, manifest, split, out, record, Budget(iterations, minutes, patience, validations), progress, resume)
 
 
 def _fit(method, plan, manifest, split, out, record, budget, progress, resume) -> Trained:

@@ -313,8 +313,9 @@ def _update(fabric, module, method: LearnedMethod, optimizers: dict, batch, cloc
         optimizer = optimizers.get(turn, optimizers.get("main"))
         for o in optimizers.values():
             o.zero_grad(set_to_none=True)
-        terms = module.losses(batch, clock, turn)
-        loss = sum(terms.values())
+        with fabric.autocast():
+            terms = module.losses(batch, clock, turn)
+            loss = sum(terms.values())
         values.update({k: float(v.detach()) for k, v in terms.items()})
         values["loss"] = values.get("loss", 0.0) + float(loss.detach())
         if not math.isfinite(values["loss"]):

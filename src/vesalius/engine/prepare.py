@@ -197,7 +197,7 @@ def way_of(method: Method | None) -> str:
         return ""
     cls = type(method)
     own = [name for name in ("derive", "targets") if getattr(cls, name, None) is not _default(name)]
-    return f"{cls.__module__}:{cls.__qualname__} {getattr(method, 'preparation', '')}" if own else ""
+    return f"{cls.__module__}:{cls.__qualname__} {method.preparation}" if own else ""
 
 
 def _default(name: str) -> object:

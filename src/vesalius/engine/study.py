@@ -6,9 +6,10 @@ import csv
 import hashlib
 import runpy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,26 +22,46 @@ from .evaluate import RULES
 from .progress import Progress
 from .record import machine, versions, write_json
 
-__all__ = ["Arm", "Study", "prove"]
+__all__ = ["Arm", "Data", "Expect", "Study", "prove"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set of a study, as ``open_dataset`` takes it, with what differs from the study there."""
+
+    where: str
+    iterations: int | None = None
+    labelled: int | None = None
+    plan: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Expect:
+    """What the paper says: ``arm``'s ``metric`` is 'higher' or 'lower' than that of ``against`` (the baseline unless named)."""
+
+    arm: str
+    metric: str
+    direction: Literal["higher", "lower"]
+    against: str = ""
 
 
 @dataclass(frozen=True)
 class Study:
-    """``claim`` in words; ``arms`` of which one is the ``baseline``; ``data`` as ``open_dataset`` takes them (a path that does not exist is
-    skipped with a note); ``expects``: arm -> {metric: 'higher' | 'lower'} against the baseline."""
+    """``claim`` in words; ``arms`` of which one is the ``baseline``; ``data`` (a path that is not on the machine is skipped with a note);
+    ``expects``: the claim as comparisons. ``validations``: how often a training looks at the validation cases."""
 
     slug: str
     claim: str
     arms: tuple[Arm, ...]
-    data: tuple[str, ...]
+    data: tuple[Data, ...]
     baseline: str
-    expects: dict[str, dict[str, str]]
+    expects: tuple[Expect, ...]
     metrics: tuple[str, ...] = ("dsc", "hd95")
     seeds: int = 3
     iterations: int | None = None
     minutes: float | None = None
-    labelled: int | None = None
-    plan: dict | None = None
+    plan: Mapping[str, Any] | None = None
+    validations: int = 1
 
 
 def find(slug: str, root: Path) -> Path:
@@ -61,7 +82,8 @@ def prove(
     path = find(slug, root)
     study: Study = runpy.run_path(str(path))["study"]()
     started, results = time.monotonic(), {}
-    for where in data or study.data:
+    for part in [Data(d) for d in data] or study.data:
+        where = part.where
         if not where.startswith("phantom:") and not (root / where).exists():
             results[where] = {"skipped": "the data is not on this machine"}
             continue
@@ -72,10 +94,11 @@ def prove(
             manifest,
             folder,
             seeds=seeds or study.seeds,
-            iterations=study.iterations,
+            iterations=part.iterations or study.iterations,
             minutes=study.minutes,
-            labelled=study.labelled,
-            plan_overrides=study.plan,
+            validations=study.validations,
+            labelled=part.labelled,
+            plan_overrides={**(study.plan or {}), **(part.plan or {})},
             metrics=tuple(dict.fromkeys([*study.metrics, *RULES])),
             baseline=study.baseline,
             title=f"{slug}: {study.claim}",
@@ -90,7 +113,7 @@ def prove(
         "iterations": study.iterations,
         "minutes": study.minutes,
         "results": results,
-        "holds": _holds(study, results),
+        "holds": {k: r.get("holds") for k, r in results.items()},
         "seconds": round(time.monotonic() - started),
         "command": f"vesalius prove {slug}",
         "versions": versions(),
@@ -104,28 +127,36 @@ def prove(
 
 
 def _summary(study: Study, folder: Path) -> dict:
+    """Means by arm, differences to the baseline, and each expectation with its paired difference and whether it held."""
     with (folder / "scores.csv").open(newline="") as f:
         rows = [r for r in csv.DictReader(f) if r["metric"] in study.metrics]
-    out: dict = {"arms": {}}
-    for arm in study.arms:
-        out["arms"][arm.name] = {}
-        for metric in study.metrics:
-            mine, base = (_table(rows, name, metric) for name in (arm.name, study.baseline))
-            values = [v for v in mine.values() if v is not None]
-            entry = {
-                "mean": float(np.mean(values)) if values else None,
-                "n": len(values),
-                "undefined": sum(v is None for v in mine.values()),
-                "by seed": [float(np.mean(vs)) if vs else None for vs in _by_seed(mine)],
-            }
-            if arm.name != study.baseline:
-                shared = [k for k in mine if mine[k] is not None and base.get(k) is not None]
-                if shared:
-                    entry["difference"] = paired_difference(
-                        [mine[k] for k in shared], [base[k] for k in shared], groups=[k[0] for k in shared], seed=0
-                    )
-            out["arms"][arm.name][metric] = entry
-    return out
+    tables = {(arm.name, m): _table(rows, arm.name, m) for arm in study.arms for m in study.metrics}
+    arms: dict = {arm.name: {} for arm in study.arms}
+    for (arm, metric), table in tables.items():
+        values = [v for v in table.values() if v is not None]
+        arms[arm][metric] = {
+            "mean": float(np.mean(values)) if values else None,
+            "n": len(values),
+            "undefined": sum(v is None for v in table.values()),
+            "by seed": [float(np.mean(vs)) if vs else None for vs in _by_seed(table)],
+        }
+        if arm != study.baseline:
+            arms[arm][metric]["difference"] = _difference(table, tables[study.baseline, metric])
+    expected = []
+    for e in study.expects:
+        against = e.against or study.baseline
+        d = _difference(tables[e.arm, e.metric], tables[against, e.metric])
+        held = bool(d) and d["low"] is not None and (d["low"] > 0 if e.direction == "higher" else d["high"] < 0)
+        expected.append({"arm": e.arm, "metric": e.metric, "direction": e.direction, "against": against, "difference": d, "held": held})
+    return {"arms": arms, "expected": expected, "holds": all(e["held"] for e in expected)}
+
+
+def _difference(mine: dict, other: dict) -> dict | None:
+    """Paired over (case, structure, seed), resampled by patient."""
+    shared = [k for k in mine if mine[k] is not None and other.get(k) is not None]
+    if not shared:
+        return None
+    return paired_difference([mine[k] for k in shared], [other[k] for k in shared], groups=[k[0] for k in shared], seed=0)
 
 
 def _table(rows: list[dict], arm: str, metric: str) -> dict[tuple, float | None]:
@@ -141,19 +172,3 @@ def _table(rows: list[dict], arm: str, metric: str) -> dict[tuple, float | None]
 def _by_seed(table: dict) -> list[list[float]]:
     seeds = sorted({k[4] for k in table})
     return [[v for k, v in table.items() if k[4] == s and v is not None] for s in seeds]
-
-
-def _holds(study: Study, results: dict) -> dict[str, bool | None]:
-    """Data set -> did every expected direction hold with the interval excluding 0?"""
-    out: dict[str, bool | None] = {}
-    for where, result in results.items():
-        if "arms" not in result:
-            out[where] = None
-            continue
-        verdicts = []
-        for arm, wanted in study.expects.items():
-            for metric, direction in wanted.items():
-                d = result["arms"][arm][metric].get("difference")
-                verdicts.append(bool(d) and d["low"] is not None and (d["low"] > 0 if direction == "higher" else d["high"] < 0))
-        out[where] = all(verdicts)
-    return out

@@ -92,7 +92,7 @@ class LearnedMethod(Method, nn.Module):
         return None
 
     def inferer(self) -> Callable:
-        return SlidingWindow(self.plan.patch, overlap=self.plan.overlap)
+        return SlidingWindow(self.plan.patch, overlap=self.plan.overlap, batch=2)  # torch's fast CPU convolutions start at two
 
     def predict(self, case: Case, prompts: Sequence[Prompt] = (), *, rng: np.random.Generator) -> Prediction:
         image = torch.from_numpy(np.ascontiguousarray(case.stack(self.channels)))
