@@ -176,9 +176,9 @@ def test_plain_binary(tmp_path, masks, suffix):
 def test_plain_classes_patients_and_faults(tmp_path):
     for n in ("sub-01_x", "sub-01_y", "sub-02_x"):
         picture(tmp_path / f"images/{n}.png", np.full((6, 8), 7, np.uint8))
-        picture(tmp_path / f"masks/{n}.png", mask(3) + mask(1)[::-1])
+        picture(tmp_path / f"masks/{n}.png", np.where(np.arange(8) < 3, np.uint8(1), mask(3)))
     manifest = open_dataset(tmp_path)
-    assert manifest.labels == {"background": 0, "class_1": 1, "class_3": 3, "class_4": 4} or set(manifest.labels.values()) >= {0, 3}
+    assert manifest.labels == {"background": 0, "class_1": 1, "class_3": 3}
     assert [c.patient for c in manifest.cases] == ["sub-01", "sub-01", "sub-02"]
     picture(tmp_path / "masks/sub-02_x.png", np.arange(48, dtype=np.uint8).reshape(6, 8) * 5 + 20)
     with pytest.raises(DataError, match="do not look like a label table"):

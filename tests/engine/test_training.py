@@ -9,8 +9,11 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from vesalius.core.errors import RunError, UsageError
+from vesalius.core.method import Stage
+from vesalius.datasets import open_dataset
 from vesalius.engine import api, checkpoint, fit
 from vesalius.engine.record import Lock
 from vesalius.methods.planned import PlannedUNet
@@ -148,3 +151,44 @@ def test_checkpoint_of_another_shape_names_the_difference(tmp_path):
     (tmp_path / "run" / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(RunError, match="does not fit"):
         api.open_run(done.folder)
+
+
+class TwoStages(PlannedUNet):
+    """Heads alone, then everything from the first weights on."""
+
+    def stages(self):
+        return (Stage("heads", 0.5, trainable=("network.heads",)), Stage("all", 0.5, reinit=("network.heads",)))
+
+
+def test_stages_freeze_and_reset(tmp_path, monkeypatch):
+    seen = {}
+
+    def watch(fabric, module, method, optimizers, batch, clock):
+        if clock.step == 0:
+            free = [n for n, p in method.named_parameters() if p.requires_grad]
+            seen[clock.stage] = (free, {n: p.detach().clone() for n, p in method.network.heads.named_parameters()})
+        return update(fabric, module, method, optimizers, batch, clock)
+
+    update = fit._update
+    monkeypatch.setattr(fit, "_update", watch)
+    done = api.train(TwoStages, DATA, tmp_path / "run", **small())
+    assert all(n.startswith("network.heads.") for n in seen["heads"][0]) and len(seen["all"][0]) > len(seen["heads"][0])
+    assert not any(n.startswith("ema.") for n in seen["all"][0])  # the average never trains
+    for name, start in seen["heads"][1].items():
+        assert torch.equal(start, seen["all"][1][name])  # set back to the first weights
+    assert done.record["facts"]["budget.main"]["iterations"] == 12
+
+
+def test_leaving_labels_out_is_seeded_and_by_patient():
+    manifest = open_dataset("phantom:shapes-2d")
+    train = manifest.split().train
+    few = api.hide_labels(manifest, train, 2, seed=1)
+    kept = {c.id for c in few.cases if c.labels and c.id in train}
+    again = api.hide_labels(manifest, train, 2, seed=1)
+    assert len({manifest[c].patient for c in kept}) == 2 and kept == {c.id for c in again.cases if c.labels and c.id in train}
+        c.id for c in api.hide_labels(manifest, train, 2, 1).cases if c.labels and c.id in train
+    }
+    assert all(few[c].labels for c in manifest.split().test)
+    assert not api.reader(few)(next(c for c in train if c not in kept)).labels
+    with pytest.raises(UsageError, match="--labelled"):
+        api.hide_labels(manifest, train, 99, 0)

@@ -59,6 +59,14 @@ class LabelMap:
     def data(self) -> np.ndarray:
         return self.source() if callable(self.source) else self.source
 
+    @property
+    def semantic(self) -> LabelMap:
+        """Object ids as one foreground class; any other label map is itself."""
+        if not self.instances:
+            return self
+        data = np.asarray(self.data)
+        return replace(self, source=np.where(data > 0, 1, np.minimum(data, 0)).astype(np.int16), instances=False)
+
     def on(self, grid: Geometry) -> LabelMap:
         if self.overlapping:
             data = resample(self.data.astype(np.float32), self.geometry, grid, "linear") >= 0.5

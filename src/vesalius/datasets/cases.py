@@ -138,7 +138,7 @@ def _images(manifest: Manifest, ref: CaseRef, cache: str | Path | None) -> dict[
 
 
 def _picture(data: np.ndarray, name: str, file: str) -> np.ndarray:
-    """A picture with the channels its name says: three for 'RGB', one for grey modalities (colours -> luma of ITU-R BT.601, with a note)."""
+    """A picture with the channels its name says: three for 'RGB', one for grey modalities (colours -> BT.601 luma, with a note)."""
     if name == "RGB" and len(data) == 1:
         return np.repeat(data, 3, axis=0)
     if channels_by_name(name) != 1 or len(data) != 3:

@@ -202,7 +202,7 @@ def _fit(method, plan, manifest, split, out, record, budget, progress, resume) -
 def _post_process(method: Method, plan: Plan, split: Split, read, record: dict) -> Plan:
     """Keep only the largest component of a class where that raises the validation DSC (as nnU-Net decides it)."""
     cases = [c for c in (read(i) for i in list(split.val)[:_VALIDATION_CASES]) if c.labels]
-    names = [n for n in method.manifest.names[1:]]
+    names = plan.classes[1:]
     if len(cases) < 3 or len(names) > 20 or method.manifest.instances:
         return plan
     from ..ops.components import largest
@@ -212,7 +212,7 @@ def _post_process(method: Method, plan: Plan, split: Split, read, record: dict) 
     for k, name in enumerate(names, start=1):
         gains = []
         for case, answer in answers:
-            reference, mask = np.asarray(next(iter(case.labels.values())).data) == k, np.asarray(answer.label.data) == k
+            reference, mask = np.asarray(next(iter(case.labels.values())).semantic.data) == k, np.asarray(answer.label.data) == k
             if reference.any() and mask.any():
                 gains.append(_dice(largest(mask, 1), reference) - _dice(mask, reference))
         if gains and np.mean(gains) > 1e-4 and min(gains) > -0.01:

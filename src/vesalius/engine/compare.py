@@ -152,7 +152,7 @@ def _picture(pictures: dict[str, CasePicture], case: Case, answer: Prediction, n
     if case.id not in pictures:
         canonical = case.geometry.canonical()
         first = next(iter(case.images.values())).on(canonical, "nearest")
-        reference = next(iter(case.labels.values())).on(canonical)
+        reference = next(iter(case.labels.values())).semantic.on(canonical)
         pictures[case.id] = CasePicture(
             case=case.id,
             image=np.asarray(first.data),

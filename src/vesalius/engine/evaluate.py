@@ -24,7 +24,12 @@ def score(prediction: Prediction, case: Case, *, metrics: Sequence[str] = RULES,
     rows: list[Score] = []
     for rater, reference in case.labels.items():
         rows += score_case(
-            prediction.label, reference, case_id=case.id, patient=patient or case.patient, metrics=tuple(metrics), rater=rater
+            prediction.label.semantic,
+            reference.semantic,
+            case_id=case.id,
+            patient=patient or case.patient,
+            metrics=tuple(metrics),
+            rater=rater,
         )
     return rows
 

@@ -29,11 +29,10 @@ def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Ca
         label = next(iter(case.labels.values()), None)
         inside = None
         if label is not None and not label.overlapping:
-            data = np.asarray(label.data)
-            if not manifest.instances:
-                counts = np.bincount(np.clip(data, 0, None).ravel(), minlength=manifest.classes)
-                counts[0] -= int((data < 0).sum())
-                classes[i] = {n: int(c) for n, c in zip(manifest.names, counts, strict=False)}
+            data = np.asarray(label.semantic.data)
+            counts = np.bincount(np.clip(data, 0, None).ravel(), minlength=manifest.classes)
+            counts[0] -= int((data < 0).sum())
+            classes[i] = {n: int(c) for n, c in zip(manifest.names, counts, strict=False)}
             inside = data > 0
         rng = np.random.default_rng(len(shapes))
         for name, image in case.images.items():

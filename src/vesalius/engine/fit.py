@@ -133,10 +133,10 @@ class _Loop:
     def run(self) -> None:
         torch.set_num_threads(self.run_.plan.threads)
         torch.manual_seed(self.run_.seed)
-        resumed = self._resume() if self.run_.resume and self.last.exists() else None
-        cache = Cache(self.run_.manifest, self.method.plan, self.method, self.run_.read)
         self.free = {n: p.requires_grad for n, p in self.method.named_parameters()}
         self.fresh = {n: v.clone() for n, v in self.method.state_dict().items()} if any(s.reinit for s in self.stages) else {}
+        resumed = self._resume() if self.run_.resume and self.last.exists() else None
+        cache = Cache(self.run_.manifest, self.method.plan, self.method, self.run_.read)
         self.cases = [cache[c] for c in self._prepare(cache)]
         self._decide()
         with _signals(self):
@@ -165,6 +165,8 @@ class _Loop:
         rates = {n: [g["lr"] for g in o.param_groups] for n, o in self.optimizers.items()}
         total = max(1, int(round(self.total * stage.share)))
         draws = Draws(self.cases, method, run.manifest, stage, seed=run.seed, number=self.stage, start=self.step, total=total)
+        if draws.sampling.views > 1 and all(n <= p for c in self.cases for n, p in zip(c.image.shape[1:], draws.size, strict=True)):
+            run.facts.setdefault("notes", []).append(f"{self.name}: the patch holds whole cases, so the views of a draw are the same crop")
         checks = {max(1, round(total * (i + 1) / run.budget.checks)) for i in range(run.budget.checks)} if self.val else set()
         fabric, module = self._lend()
         saved = time.monotonic()

@@ -54,7 +54,7 @@ def prepare(case: Case, plan: Plan, method: Method | None = None, *, training: b
     return replace(
         case,
         images=images,
-        labels={k: v.on(grid) for k, v in case.labels.items()},
+        labels={k: v.semantic.on(grid) for k, v in case.labels.items()},
         rois={k: v.on(grid) for k, v in case.rois.items()},
         original=lambda: source,
     )
@@ -229,11 +229,11 @@ def _store(case: Case, method: Method | None, plan: Plan, folder: Path) -> None:
         data = np.asarray(label.data)
         if label.overlapping:
             data = data.astype(np.uint8)
-        elif not label.instances:
+        else:
             data = data.astype(np.int8 if len(names) < 127 else np.int16)
         np.save(folder / f"label.{i}.npy", data)
         if i == 0 and not label.overlapping:
-            located = _locations((data > 0).astype(np.int8) if label.instances else data)
+            located = _locations(data)
     np.save(folder / "locations.npy", np.concatenate(located) if located else np.zeros((0, plan.dims + 1), np.int32))
     maps = dict(method.targets(case)) if hasattr(method, "targets") and case.labels else {}
     for i, derived in enumerate(maps.values()):

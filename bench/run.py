@@ -1,0 +1,30 @@
+"""Every benchmark, one after the other, then the table of bench/README.md: ``make bench`` (about two hours on two cores, mostly training).
+
+    python bench/run.py [--quick]     --quick leaves the trainings out
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).resolve().parent
+QUICK = ["listing.py", "reading.py", "augmentation.py", "inference.py --repeats 2"]
+LONG = ["accuracy.py hippocampus --minutes 8", "accuracy.py hippocampus --minutes 20", "accuracy.py kvasir --minutes 8"]
+
+
+def main() -> None:
+    failed = []
+    for command in QUICK + ([] if "--quick" in sys.argv else LONG):
+        script, *arguments = command.split()
+        print(f"== {command}", flush=True)
+        if subprocess.run([sys.executable, BENCH / script, *arguments]).returncode:
+            failed.append(command)
+    subprocess.run([sys.executable, BENCH / "table.py"], check=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
