@@ -104,7 +104,12 @@ def test_a_phantom_written_is_the_phantom(tmp_path):
 def test_instances_and_unnamed_ignore(tmp_path):
     grid = Geometry.of((4, 5), 1.0)
     ids = np.arange(20, dtype=np.int32).reshape(4, 5) * 40
-    case = Case("a", "a", images={"I": Image(np.zeros((1, 4, 5), np.float32), grid)}, labels={"r": LabelMap(ids, grid, ("background", "cell"), instances=True)})
+    case = Case(
+        "a",
+        "a",
+        images={"I": Image(np.zeros((1, 4, 5), np.float32), grid)},
+        labels={"r": LabelMap(ids, grid, ("background", "cell"), instances=True)},
+    )
     manifest = Manifest("m", "", 2, ("I",), {"background": 0, "cell": 1}, (CaseRef("a", "a"),), instances=True)
     back = write_dataset(tmp_path / "ids", manifest, [case])
     assert back.instances and np.array_equal(read_case(back, "a").labels["r"].data, ids)

@@ -86,7 +86,12 @@ def test_a_folder_of_no_layout_says_what_each_lacks(tmp_path):
 
 
 def nnunet(folder, labels, channels=("T1", "T2"), cases=("patient01_a", "patient01_b", "patient02_a"), test=(), labelled=True):
-    record = {"channel_names": {str(k): n for k, n in enumerate(channels)}, "labels": labels, "numTraining": len(cases), "file_ending": ".nii.gz"}
+    record = {
+        "channel_names": {str(k): n for k, n in enumerate(channels)},
+        "labels": labels,
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+    }
     folder.mkdir(exist_ok=True)
     (folder / "dataset.json").write_text(json.dumps(record))
     for part, names in (("Tr", cases), ("Ts", test)):
@@ -200,7 +205,12 @@ def test_table(tmp_path):
 
 def test_medmnist(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (4, 28, 28, 3), np.uint8)
-    arrays = {"train_images": images, "train_labels": np.array([[0], [1], [2], [1]]), "test_images": images[:1] ^ 1, "test_labels": np.array([[2]])}
+    arrays = {
+        "train_images": images,
+        "train_labels": np.array([[0], [1], [2], [1]]),
+        "test_images": images[:1] ^ 1,
+        "test_labels": np.array([[2]]),
+    }
     np.savez_compressed(tmp_path / "m.npz", **arrays)
     manifest = open_dataset(tmp_path / "m.npz")
     assert (manifest.layout, manifest.dims, len(manifest)) == ("medmnist", 2, 5)

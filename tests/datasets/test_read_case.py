@@ -55,7 +55,11 @@ def test_real_scribbles_raters_and_spacings():
 def test_values_become_class_indices_on_the_images_grid(tmp_path):
     manifest = open_dataset(small_3d(tmp_path))
     case = read_case(manifest, "c0")
-    assert np.unique(case.labels["reference"].data).tolist() == [0, 1, 2] and case.labels["reference"].names == ("background", "lesion", "cyst")
+    assert np.unique(case.labels["reference"].data).tolist() == [0, 1, 2] and case.labels["reference"].names == (
+        "background",
+        "lesion",
+        "cyst",
+    )
     assert case.labels["reference"].geometry == case.images["T1"].geometry and case.table == {"age": 40}
     assert read_case(manifest, "c1").labels == {} and read_case(manifest, "c0", labels=False).labels == {}
     with pytest.raises(UsageError, match="unknown case 'c9'"):
