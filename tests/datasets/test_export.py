@@ -30,14 +30,16 @@ def rich(dims: int) -> tuple[Manifest, list[Case]]:
     for k, split in enumerate(("train", "val", "test")):
         rng = np.random.default_rng(k)
         shape = (5, 6, 7)[:dims]
-        grid = Geometry.of(shape, (1, 2, 3)[:dims], [4, 5, 6], turn) if dims == 3 else Geometry.of(shape, (0.5, 0.25 * (1 + (k == 2))))
+        flat = (0.5, 0.5 if k == 2 else 0.25)
+        grid = Geometry.of(shape, (1, 2, 3), [4, 5, 6], turn) if dims == 3 else Geometry.of(shape, flat)
         images = {n: Image(rng.integers(0, 200, (c, *shape)).astype(t), grid) for n, c, t in (("A/b", 1, np.uint8), ("C", 1, np.int16))}
         label = rng.integers(-1, 3, shape).astype(np.int16)
         case = Case(
             f"patient{k}_x", f"patient{k}", "exam", "site", images, {"reference": LabelMap(label, grid, ("background", "x", "y z"))},
             {"fov": LabelMap((label > 0).astype(np.uint8), grid, ("background", "fov"))},
             {"apex": Points(rng.normal(size=(2, dims)), ("a", "b"))}, {"box": Boxes(np.zeros((1, dims)), np.ones((1, dims)), ("x",))},
-            text={"report": 'Two "words",\nand a line'}, table={"age": 40 + k, "share": 0.5 * k, "code": f"0{k}", "sex": None if k else "F"},
+            text={"report": 'Two "words",\nand a line'},
+            table={"age": 40 + k, "share": 0.5 * k, "code": f"0{k}", "sex": None if k else "F"},
         )  # fmt: skip
         cases.append(case)
         refs.append(CaseRef(case.id, case.patient, split, "exam", "site", {n: "" for n in images}))

@@ -17,7 +17,8 @@ HEAD = "case,patient,split,image:T1\n"
 
 def test_vesalius_layout(tmp_path):
     toml = (
-        'name = "n"\ndims = 3\nspacing_mm = [2, 1, 1]\n[labels]\n"left kidney" = 2\n"right kidney" = 3\n"background" = 0\n"unlabelled (x)" = 9\n'
+        'name = "n"\ndims = 3\nspacing_mm = [2, 1, 1]\n[labels]\n"left kidney" = 2\n"right kidney" = 3\n"background" = 0\n'
+        '"unlabelled (x)" = 9\n'
         '[targets]\ngrade = "ordinal"\nbad = {kind = "binary", levels = ["no", "yes"]}\n[mirror]\n"left kidney" = "right kidney"\n'
     )
     csv = (
@@ -232,5 +233,8 @@ def test_phantoms_and_available():
 
 def test_importing_and_opening_loads_no_torch(tmp_path):
     folder = small_3d(tmp_path)
-    code = f"import sys; from vesalius.datasets import open_dataset, read_case; read_case(open_dataset({str(folder)!r}), 'c0'); print('torch' in sys.modules)"
+    code = (
+        "import sys; from vesalius.datasets import open_dataset, read_case; "
+        f"read_case(open_dataset({str(folder)!r}), 'c0'); print('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

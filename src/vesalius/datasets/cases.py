@@ -98,6 +98,16 @@ def spacing_of(manifest: Manifest, ref: CaseRef) -> tuple[float, ...] | None:
     return manifest.spacing_mm
 
 
+def header_of(file: str, spacing: tuple[float, ...] | None) -> tuple[tuple[int, ...], Geometry, np.dtype]:
+    """``io.header``; a stack of maps has one axis more than the case's spacing, which then goes to the last axes."""
+    try:
+        return io.header(file, spacing=spacing)
+    except DataError:
+        if spacing is None:
+            raise
+        return io.header(file, spacing=(1.0, *spacing))
+
+
 def is_view(name: str) -> bool:
     """Whether an image's name is that of a view or side ('L_CC', 'right'), so that it needs no common grid with the others."""
     return _VIEW.match(name) is not None
@@ -241,7 +251,7 @@ def _roi(manifest: Manifest, name: str, file: str, spacing: tuple[float, ...] | 
 
 def _stack(manifest: Manifest, name: str, file: str, spacing: tuple[float, ...] | None) -> dict[str, LabelMap]:
     """A label file of one axis more than the dataset's grid as one map an entry; {} when it has none."""
-    shape, geometry, _ = io.header(file)
+    shape, geometry, _ = header_of(file, spacing)
     if manifest.dims == 2 and geometry.ndim == 3 and _flat_axis(geometry) is None:
         pixel = spacing or (1.0, 1.0)
         layers = io.read_image(file, spacing=(1.0, *pixel)).data[0]

@@ -16,10 +16,10 @@ import numpy as np
 
 from .. import io
 from ..core.case import Case
-from ..core.errors import DataError, ResourceError, VesaliusError
+from ..core.errors import ResourceError, VesaliusError
 from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
-from .cases import channels_by_name, file_of, is_view, read_case, spacing_of
+from .cases import channels_by_name, file_of, header_of, is_view, read_case, spacing_of
 
 LEVELS = ("error", "warning", "note")
 FEW_TEST_PATIENTS = 10  # fewer say little about a method
@@ -115,7 +115,7 @@ def _headers(manifest: Manifest, ref: CaseRef, facts: Facts) -> None:
         for name, address in group.items():
             file, channel = file_of(manifest, address)
             try:
-                shape, geometry, dtype = _header(file, spacing)
+                shape, geometry, dtype = header_of(file, spacing)
             except VesaliusError as error:
                 facts.findings.append(Finding("error", f"case {ref.id}", str(error)))
                 continue
@@ -127,16 +127,6 @@ def _headers(manifest: Manifest, ref: CaseRef, facts: Facts) -> None:
                 facts.channels[name] = 1 if channel is not None else expected or shape[0]
     facts.float_labels = tuple(floats)
     _compare(manifest, ref, facts)
-
-
-def _header(file: str, spacing: tuple[float, ...] | None) -> tuple[tuple[int, ...], Geometry, np.dtype]:
-    """``io.header``; a stack of label maps has one axis more than the spacing, and is looked at without."""
-    try:
-        return io.header(file, spacing=spacing)
-    except DataError:
-        if spacing is None:
-            raise
-        return io.header(file)
 
 
 def _compare(manifest: Manifest, ref: CaseRef, facts: Facts) -> None:

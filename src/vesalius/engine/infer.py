@@ -12,6 +12,7 @@ from ..core.case import Case
 from ..core.method import Method
 from ..core.plan import Plan
 from ..core.prediction import Prediction
+from ..inferers.sliding import SlidingWindow
 from ..methods.learned import LearnedMethod
 from .prepare import prepare
 from .restore import restore
@@ -30,8 +31,8 @@ def infer(method: Method, case: Case, plan: Plan, *, seed: int = 0, probability:
 
 
 def answer(method: Method, case: Case, plan: Plan, *, seed: int = 0, grad: bool = False) -> tuple[Case, Prediction]:
-    """(prepared case without labels, prediction on its grid)."""
-    prepared = prepare(case, plan, method, seed=seed).without_labels()
+    """(prepared case, prediction on its grid). Labels are gone before anything of the method sees the case; what it derives stays."""
+    prepared = prepare(case.without_labels(), plan, method, seed=seed)
     rng = np.random.default_rng([seed, 2])
     torch.manual_seed(seed)
     _evaluating(method)
@@ -47,12 +48,6 @@ def _evaluating(method: Method) -> None:
         _evaluating(part)
 
 
-def windows(plan: Plan, shape: tuple[int, ...]) -> int:
-    """How many patches cover a prepared case."""
-    step = [max(1, int(p * (1 - plan.overlap))) for p in plan.patch]
-    return int(np.prod([max(1, int(np.ceil((n - p) / s)) + 1) for n, p, s in zip(shape, plan.patch, step, strict=True)]))
-
-
 def accelerate_if_worth_it(
     method: Method, plan: Plan, shapes: Sequence[tuple[int, ...]], first: Callable[[], Case], *, backend: str = "auto"
 ) -> dict | None:
@@ -62,9 +57,10 @@ def accelerate_if_worth_it(
     """
     if not isinstance(method, LearnedMethod) or backend == "torch" or next(method.parameters()).is_cuda:
         return None
-    if type(method).condition is not LearnedMethod.condition or type(method).fast_forward is not LearnedMethod.fast_forward:
+    inferer = method.inferer()
+    if type(method).condition is not LearnedMethod.condition or not isinstance(inferer, SlidingWindow):
         return None
-    number = sum(windows(plan, s) for s in shapes)
+    number = sum(inferer.count(s) for s in shapes)
     if backend == "auto" and number < _MANY:
         return None
     _evaluating(method)
