@@ -25,7 +25,8 @@ def case() -> Case:
 
 
 def case_low() -> Case:
-    return Case("a", labels={"reference": LabelMap(np.ones((4, 5), np.int16), GRID)}, table={"malignant": 1}, answers=frozenset({"malignant"}))
+    label = LabelMap(np.ones((4, 5), np.int16), GRID)
+    return Case("a", labels={"reference": label}, table={"malignant": 1}, answers=frozenset({"malignant"}))
 
 
 def test_without_labels_hides_every_answer():

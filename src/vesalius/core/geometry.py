@@ -350,7 +350,7 @@ def resample_labels(labels: np.ndarray, src: Geometry, dst: Geometry, *, fill: i
     axes = aligned_axes(src, dst)
     if axes is not None and all(abs(scale) == 1.0 and offset == round(offset) for _, scale, offset in axes):
         return resample(labels[None], src, dst, "nearest", fill=fill)[0]
-    best = np.full(dst.shape, -1.0, np.float32)
+    best = np.zeros(dst.shape, np.float32)
     out = np.full(dst.shape, fill, labels.dtype)
     for value in np.unique(labels):
         share = resample((labels == value)[None].astype(np.float32), src, dst, "linear", fill=1.0 if value == fill else 0.0)[0]

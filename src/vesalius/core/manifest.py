@@ -7,12 +7,15 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import DataError, UsageError, nearest
+
+SPLITS = ("", "train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,19 @@ class Manifest:
     built_in: Any = None  # a phantom: CaseRef -> Case without files
 
     def __post_init__(self):
-        seen: dict[str, CaseRef] = {}
+        seen: set[str] = set()
         for case in self.cases:
             if case.id in seen:
                 raise DataError("two rows have the same case id", where=self.root, found=f"'{case.id}'", fix="give every case its own id")
-            seen[case.id] = case
+            seen.add(case.id)
+            if case.split not in SPLITS:
+                allowed = "train, val, test or nothing"
+                raise DataError("unknown split", where=f"{self.root}: case '{case.id}'", found=f"'{case.split}'", allowed=allowed)
+        declared = any(case.split for case in self.cases)
         by_patient = defaultdict(set)
         for case in self.cases:
-            if case.split:
-                by_patient[case.patient].add(case.split)
+            if declared:
+                by_patient[case.patient].add(case.split or "train")
         both = {p: s for p, s in by_patient.items() if len(s) > 1}
         if both:
             patient, splits = next(iter(both.items()))
@@ -114,11 +121,14 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.cases)
 
+    @cached_property
+    def _by_id(self) -> dict[str, CaseRef]:
+        return {c.id: c for c in self.cases}
+
     def __getitem__(self, case: str) -> CaseRef:
-        for ref in self.cases:
-            if ref.id == case:
-                return ref
-        raise UsageError(f"unknown case '{case}'", where=self.name, fix=nearest(case, [c.id for c in self.cases]))
+        if case not in self._by_id:
+            raise UsageError(f"unknown case '{case}'", where=self.name, fix=nearest(case, self._by_id))
+        return self._by_id[case]
 
     def where(self, split: str) -> tuple[str, ...]:
         return tuple(c.id for c in self.cases if c.split == split)
@@ -142,6 +152,9 @@ class Manifest:
         patient, and only where three or more patients train). With ``fold``: fold ``fold`` of ``folds`` over the non-test cases is the
         validation set, as in nnU-Net. ``strata`` maps case id -> any label; each patient counts as its first case's stratum.
         """
+        if folds < 2 or max(val, test) > 0.5:
+            found, allowed = f"folds {folds}, val {val}, test {test}", "two or more folds, shares up to 0.5"
+            raise UsageError("the cases cannot be split so", where=self.name, found=found, allowed=allowed)
         declared = {s: self.where(s) for s in ("train", "val", "test")}
         strata = strata or {}
         rest = [c.id for c in self.cases if c.split not in ("test", "val")]
@@ -163,7 +176,8 @@ class Manifest:
         train = tuple(c for c in rest if c not in set(valid))
         if not train:
             raise DataError("no case is left to train on", where=self.name, found={k: len(v) for k, v in declared.items()})
-        return Split(train, tuple(valid), tuple(held), name="declared" if fold is None else f"fold {fold} of {folds}")
+        drawn = "declared" if any(declared.values()) else f"drawn by patient (seed {seed})"
+        return Split(train, tuple(valid), tuple(held), name=drawn if fold is None else f"fold {fold} of {folds}")
 
     def _patients(self, ids: Sequence[str]) -> int:
         return len({self[i].patient for i in ids})
@@ -181,6 +195,5 @@ class Manifest:
         for stratum in sorted(by_stratum):
             patients = sorted(by_stratum[stratum])
             deck += [patients[j] for j in rng.permutation(len(patients))]
-        every = max(2.0, parts)
-        chosen = {p for n, p in enumerate(deck) if int(n % every) == k} or {deck[0]}
+        chosen = {p for n, p in enumerate(deck) if int(n % parts) == k} or {deck[0]}
         return tuple(i for i in ids if self[i].patient in chosen)

@@ -36,6 +36,8 @@ from .restore import restore
 from .sample import Draws, loader
 
 _PATIENCE = 10  # non-finite updates in a row before a training gives up
+_VALIDATING = 0.04  # share of a minute budget set aside for validations
+_WARM, _TIMED = 10, 40  # of a minute budget: the steps between these two are timed, workers and all, and decide the iterations
 
 
 @dataclass
@@ -164,16 +166,22 @@ class _Loop:
             self.best.unlink(missing_ok=True)
         rates = {n: [g["lr"] for g in o.param_groups] for n, o in self.optimizers.items()}
         total = max(1, int(round(self.total * stage.share)))
-        draws = Draws(self.cases, method, run.manifest, stage, seed=run.seed, number=self.stage, start=self.step, total=total)
+        draws = Draws(self.cases, method, run.manifest, stage, seed=run.seed, number=self.stage, start=self.step)
         if draws.sampling.views > 1 and all(n <= p for c in self.cases for n, p in zip(c.image.shape[1:], draws.size, strict=True)):
             run.facts.setdefault("notes", []).append(f"{self.name}: the patch holds whole cases, so the views of a draw are the same crop")
-        checks = {max(1, round(total * (i + 1) / run.budget.checks)) for i in range(run.budget.checks)} if self.val else set()
         fabric, module = self._lend()
         saved = time.monotonic()
         title = f"training {self.name}" if len(self.stages) == 1 else f"training {self.name}/{stage.name}"
         recent: list[float] = []
         with run.progress.task(title, total, self.step) as advance:
             for batch in loader(draws, run.plan.workers):
+                if self.step >= total:
+                    break
+                if self.stage == 0 and self.step == _WARM:
+                    self.warm = time.monotonic()
+                if self.stage == 0 and self.step == _TIMED and self._revise():
+                    total = max(1, int(round(self.total * stage.share)))
+                    advance(0, total=total)
                 method.train()
                 clock = Clock(self.step, total, self.step // draws.epoch_length, stage.name)
                 torch.manual_seed(_mix(run.seed, self.stage, self.step))
@@ -191,7 +199,7 @@ class _Loop:
                 if self.step % 10 == 0 or self.step == total:
                     run._log.row(self.name, stage.name, self.step, terms)
                 advance(1, f"loss {np.mean(recent):.3f}" if recent else "")
-                if self.step in checks:
+                if self.val and self.step * run.budget.checks // total > (self.step - 1) * run.budget.checks // total:
                     if self._validate(stage):
                         break
                 if self._stop or time.monotonic() - saved > run.budget.save_every:
@@ -239,7 +247,7 @@ class _Loop:
             iterations = run.budget.iterations or run.plan.iterations
             precision, seconds, why = _calibrate(self, timed=run.budget.minutes is not None)
             if run.budget.minutes is not None:
-                iterations = max(1, int(run.budget.minutes * 60 * self.share / seconds))
+                iterations = max(_TIMED + 1, int(run.budget.minutes * 60 * self.share / seconds))
             else:
                 iterations = max(1, int(round(iterations * self.share)))
             run.facts[key] = {"iterations": iterations, "precision": precision, "why": why}
@@ -247,6 +255,21 @@ class _Loop:
         self.total = run.facts[key]["iterations"]
         if self.precision == "auto":
             self.precision = run.facts[key]["precision"]
+        self.start, self.warm = time.monotonic(), None
+
+    def _revise(self) -> bool:
+        """Of a minute budget: the iterations that fit, from the steps just timed. Decided once; a resumed run keeps the number."""
+        facts, minutes = self.run_.facts[f"budget.{self.name}"], self.run_.budget.minutes
+        if minutes is None or self.warm is None or facts.get("revised"):
+            return False
+        now = time.monotonic()
+        each, left = (now - self.warm) / (_TIMED - _WARM), minutes * 60 * self.share - (now - self.start)
+        if self.val:
+            left *= 1 - _VALIDATING
+        facts["iterations"] = self.total = _TIMED + max(1, int(left / each))
+        facts["revised"] = True
+        self.run_.facts["save"]()
+        return True
 
     def _lend(self):
         """The method wrapped by Lightning Fabric for this device and precision."""
@@ -341,7 +364,7 @@ def _calibrate(loop: _Loop, timed: bool) -> tuple[str, float, str]:
     candidates = [wanted] if wanted != "auto" else ["32", *(["bf16"] if _has_bf16(run.device) else [])]
     if not timed and len(candidates) == 1:
         return candidates[0], 0.0, "as planned"
-    draws = Draws(loop.cases, method, run.manifest, loop.stages[0], seed=run.seed, number=999, start=0, total=8)
+    draws = Draws(loop.cases, method, run.manifest, loop.stages[0], seed=run.seed, number=999, start=0)
     tick = time.perf_counter()
     batches = [draws[i] for i in range(5)]
     load = (time.perf_counter() - tick) / 5

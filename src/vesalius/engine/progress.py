@@ -18,7 +18,7 @@ class Progress:
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator:
         if self.quiet:
-            yield lambda n=1, text="": None
+            yield lambda n=1, text="", total=None: None
         elif sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             yield from self._bar(name, total, done)
         else:
@@ -42,19 +42,20 @@ class Progress:
         )
         with Bar(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(name, total=total, completed=done, note="")
-            yield lambda n=1, text="": bar.update(task, advance=n, note=text)
+            yield lambda n=1, text="", total=None: bar.update(task, advance=n, note=text, total=total)
 
     def _lines(self, name: str, total: int, done: int) -> Iterator:
-        state = {"n": done, "last": time.monotonic(), "note": ""}
+        state = {"n": done, "of": total, "last": time.monotonic(), "note": ""}
         start = time.monotonic()
 
-        def advance(n: int = 1, text: str = "") -> None:
+        def advance(n: int = 1, text: str = "", total: int | None = None) -> None:
             state["n"] += n
+            state["of"] = total or state["of"]
             state["note"] = text or state["note"]
             now = time.monotonic()
-            if now - state["last"] >= self.every or state["n"] == total:
+            if now - state["last"] >= self.every or state["n"] == state["of"]:
                 state["last"] = now
-                left = (now - start) / max(1, state["n"] - done) * (total - state["n"])
-                print(f"{name} {state['n']}/{total}, {left:.0f} s left {state['note']}", file=sys.stderr, flush=True)
+                left = (now - start) / max(1, state["n"] - done) * (state["of"] - state["n"])
+                print(f"{name} {state['n']}/{state['of']}, {left:.0f} s left {state['note']}", file=sys.stderr, flush=True)
 
         yield advance

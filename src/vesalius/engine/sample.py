@@ -20,7 +20,7 @@ from .prepare import Prepared
 
 
 class Draws(Dataset):
-    """``draws[i]`` is the batch of step ``start + i``."""
+    """``draws[i]`` is the batch of step ``start + i``, without end."""
 
     def __init__(
         self,
@@ -31,17 +31,16 @@ class Draws(Dataset):
         *,
         seed: int,
         number: int,
-        start: int,
-        total: int,
+        start: int = 0,
     ):
-        self.method, self.plan, self.seed, self.number, self.start, self.total = method, method.plan, seed, number, start, total
+        self.method, self.plan, self.seed, self.number, self.start = method, method.plan, seed, number, start
         self.sampling: Sampling = method.sampling(stage)
         streams = self.sampling.streams or (Stream("main", self.plan.batch, "labelled"),)
         self.streams = [(s, _chosen(s, cases, manifest)) for s in streams]
         self.size = tuple(self.sampling.size or self.plan.patch)
 
     def __len__(self) -> int:
-        return self.total - self.start
+        return 10**9  # the loop stops where its budget says
 
     @property
     def epoch_length(self) -> int:
