@@ -102,7 +102,8 @@ def proof_table(slug: str) -> str:
             d = e["difference"]
             shown = f"{number(d['mean'], True)} [{number(d['low'], True)}, {number(d['high'], True)}]" if d else "undefined"
             verdict = "held" if e["held"] else "did not hold"
-            out.append(f"- {LABELS.get(e['metric'], e['metric'])} of {e['arm']} {e['direction']} than of {e['against']}: **{verdict}**, {shown}")
+            what = f"{LABELS.get(e['metric'], e['metric'])} of {e['arm']} {e['direction']} than of {e['against']}"
+            out.append(f"- {what}: **{verdict}**, {shown}")
         out.append("")
     return "\n".join(out).rstrip()
 

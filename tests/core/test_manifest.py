@@ -108,3 +108,17 @@ def test_records():
     assert Split.from_json(split.to_json()) == split
     assert m.only(split.train).split().train and len(m.only(split.train)) == len(split.train)
     assert m.digest() == manifest(*patients(5)).digest() != manifest(*patients(6)).digest()
+
+
+def test_held_out_cases_decide_nothing():
+    """Folds, and data with a declared validation set only: what is tested on is not what checkpoints are chosen on."""
+    m = manifest(*patients(12))
+    for fold in range(4):
+        split = m.held_out(fold, 4)
+        assert whose(m, split.test) == whose(m, m.split(fold, 4).val)
+        assert split.val and not whose(m, split.train) & whose(m, split.val) and not whose(m, split.train + split.val) & whose(m, split.test)
+    declared = manifest(*patients(6, split="train"), *patients(2, split="val"))
+    split = declared.held_out()
+    assert set(split.test) == set(declared.where("val")) and split.val and not set(split.val) & set(split.test)
+    with pytest.raises(DataError, match="no case to test on"):
+        manifest(("a", "p", "train"), ("b", "q", "train")).held_out()

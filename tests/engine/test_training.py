@@ -90,7 +90,7 @@ def test_killed_process_resumes(tmp_path):
     _, record = checkpoint.read(last)  # whole, not half
     assert record["step"] > 0
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    facts["facts"]["budget.main"]["iterations"] = record["step"] + 3
+    facts["facts"]["budget.main"]["iterations"] = record["step"] + 3  # not four thousand more
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     done = api.train("unet", DATA, tmp_path / "run", resume=True, iterations=4000)
     assert done.record["status"] == "finished"
@@ -102,6 +102,8 @@ def test_a_run_that_exists_is_kept(tmp_path):
         api.train("unet", DATA, tmp_path / "run", **small())
     with pytest.raises(RunError, match="another seed"):
         api.train("unet", DATA, tmp_path / "run", resume=True, seed=9, **small())
+    with pytest.raises(RunError, match="another budget"):
+        api.train("unet", DATA, tmp_path / "run", resume=True, **{**small(), "iterations": 99})
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):

@@ -179,6 +179,17 @@ class Manifest:
         drawn = "declared" if any(declared.values()) else f"drawn by patient (seed {seed})"
         return Split(train, tuple(valid), tuple(held), name=drawn if fold is None else f"fold {fold} of {folds}")
 
+    def held_out(self, fold: int | None = None, folds: int = 5, *, seed: int = 0, strata: Mapping | None = None) -> Split:
+        """A split with a test part that no training decision sees: the declared or drawn test cases, or with ``fold`` that fold's cases
+        (also where only a validation set is declared); validation cases are then taken from the training patients."""
+        split = self.split(fold, folds, seed=seed, strata=strata)
+        if fold is None and split.test:
+            return split
+        if not split.val:
+            raise DataError("there is no case to test on", where=self.name, fix="declare test cases, or ask for --folds")
+        inner = self._part(split.train, 1 / 0.15, 0, seed, strata or {}) if self._patients(split.train) > 2 else ()
+        return Split(tuple(c for c in split.train if c not in set(inner)), inner, split.val, split.name)
+
     def _patients(self, ids: Sequence[str]) -> int:
         return len({self[i].patient for i in ids})
 

@@ -54,7 +54,16 @@ def read_case(manifest: Manifest, case_id: str, *, labels: bool = True, cache: s
     maps = _maps(manifest, ref, ref.labels if labels else {}, images, roi=False)
     rois = _maps(manifest, ref, ref.rois, images, roi=True)
     case = Case(
-        ref.id, ref.patient, ref.exam, ref.source, images=images, labels=maps, rois=rois, text=dict(ref.text), table=dict(ref.table)
+        ref.id,
+        ref.patient,
+        ref.exam,
+        ref.source,
+        images=images,
+        labels=maps,
+        rois=rois,
+        text=dict(ref.text),
+        table=dict(ref.table),
+        answers=frozenset(manifest.targets) & set(ref.table),
     )
     if not labels or not (ref.points or ref.boxes):
         return case

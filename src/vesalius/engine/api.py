@@ -120,7 +120,7 @@ def train(
     with Lock(out):
         record = read_json(out / "run.json") if resume and (out / "run.json").exists() else None
         if record is not None:
-            _same_run(record, slug, manifest, seed, options, out)
+            _same_run(record, slug, manifest, seed, options, iterations, minutes, out)
             plan, split = Plan.from_json(read_json(out / "plan.json"), out / "plan.json"), Split.from_json(record["split"])
         if split is None:
             split = manifest.split(fold, folds, seed=seed)
@@ -147,6 +147,7 @@ def train(
                 "data": {"name": manifest.name, "root": str(manifest.root), "digest": manifest.digest(), "licence": manifest.licence},
                 "labels": dict(manifest.labels),
                 "labelled": labelled,
+                "budget": {"iterations": iterations, "minutes": minutes, "patience": patience, "checks": validations},
                 "split": split.to_json(),
                 "device": device,
                 "status": "started",
@@ -161,7 +162,7 @@ def train(
         if record["status"] == "finished":
             _load(built, out)
             return Trained(built, plan, manifest, split, out, record)
-        return _fit(built, plan, manifest, split, out, record, Budget(iterations, minutes, patience, validations), progress, resume)
+        return _fit(built, plan, manifest, split, out, record, Budget(**record["budget"]), progress, resume)
 
 
 def _fit(method, plan, manifest, split, out, record, budget, progress, resume) -> Trained:
@@ -249,8 +250,8 @@ def _build(method: str | type, plan: Plan, manifest: Manifest, parts: Mapping[st
     return method(plan, manifest, parts=parts, **dict(options or {}))
 
 
-def _same_run(record: Mapping, slug: str, manifest: Manifest, seed: int, options, out: Path) -> None:
-    """A run is continued with what it was started with."""
+def _same_run(record: Mapping, slug: str, manifest: Manifest, seed: int, options, iterations, minutes, out: Path) -> None:
+    """A run is continued with what it was started with; a budget that is not given stays as it was."""
     if record.get("version") != RUN_VERSION:
         raise RunError("the run was made by another version", where=out, found=record.get("version"), allowed=RUN_VERSION)
     pairs = {
@@ -259,6 +260,8 @@ def _same_run(record: Mapping, slug: str, manifest: Manifest, seed: int, options
         "options": (record["options"], json.loads(json.dumps(dict(options or {})))),
         "data": (record["data"]["digest"], manifest.digest()),
     }
+    if iterations is not None or minutes is not None:
+        pairs["budget"] = ({k: record["budget"][k] for k in ("iterations", "minutes")}, {"iterations": iterations, "minutes": minutes})
     other = [k for k, (a, b) in pairs.items() if a != b]
     if other:
         k = other[0]

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import catalog
 from ..core.case import Case
-from ..core.errors import DataError, RunError, UsageError
+from ..core.errors import RunError, UsageError
 from ..core.manifest import Manifest, Split
 from ..core.method import Method
 from ..core.plan import Plan
@@ -81,10 +81,7 @@ def compare(
     split: Split | None = None
     for seed in range(seeds):
         for fold in range(folds) if folds else [None]:
-            split = manifest.split(fold, folds or 5, seed=0)
-            tests = split.val if fold is not None else (split.test or split.val)
-            if not tests:
-                raise DataError("there is no case to test on", where=manifest.name, fix="declare test cases, or ask for --folds")
+            split = manifest.held_out(fold, folds or 5)
             shown = manifest if labelled is None else hide_labels(manifest, split.train, labelled, seed)
             plan, _ = plan_for(shown, split, device=device, overrides=plan_overrides, progress=progress)
             for arm in arms:
@@ -106,7 +103,8 @@ def compare(
                     progress=progress,
                     hook=arm.hook,
                 )
-                found = _test(trained, manifest, tests, seed, metrics, progress, pictures if seed == 0 and not fold else None, arm.name)
+                shown_cases = pictures if seed == 0 and not fold else None
+                found = _test(trained, manifest, split.test, seed, metrics, progress, shown_cases, arm.name)
                 rows += [{**r, "method": arm.name, "seed": seed, **({"fold": fold} if fold is not None else {})} for r in found]
                 _add_facts(facts, arm, trained, where)
     write_json(out / "comparison.json", _identity(manifest, metrics))
