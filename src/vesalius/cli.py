@@ -218,8 +218,8 @@ def train(
             device=device,
             progress=_progress(quiet),
         )
-        best = next((v for name, v in done.record["facts"].items() if name.startswith("best.")), {})
-        rows.append({"run": str(where), "method": method, "seconds": done.record["seconds"], "val_dsc": best.get("val_dsc")})
+        checked = [v for name, v in done.record["facts"].items() if name.startswith("val_dsc.")]
+        rows.append({"run": str(where), "method": method, "seconds": done.record["seconds"], "val_dsc": checked[-1] if checked else None})
     _print(rows, as_json)
 
 

@@ -116,7 +116,8 @@ def test_held_out_cases_decide_nothing():
     for fold in range(4):
         split = m.held_out(fold, 4)
         assert whose(m, split.test) == whose(m, m.split(fold, 4).val)
-        assert split.val and not whose(m, split.train) & whose(m, split.val) and not whose(m, split.train + split.val) & whose(m, split.test)
+        train, val, test = (whose(m, part) for part in (split.train, split.val, split.test))
+        assert val and not train & val and not (train | val) & test
     declared = manifest(*patients(6, split="train"), *patients(2, split="val"))
     split = declared.held_out()
     assert set(split.test) == set(declared.where("val")) and split.val and not set(split.val) & set(split.test)

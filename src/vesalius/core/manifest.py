@@ -144,7 +144,7 @@ class Manifest:
 
     # splits
     def split(
-        self, fold: int | None = None, folds: int = 5, *, val: float = 0.15, test: float = 0.2, seed: int = 0, strata: Mapping | None = None
+        self, fold: int | None = None, folds: int = 5, *, val: float = 0.1, test: float = 0.2, seed: int = 0, strata: Mapping | None = None
     ) -> Split:
         """The declared split where there is one, else a patient-wise, stratified, seeded one.
 
@@ -187,7 +187,7 @@ class Manifest:
             return split
         if not split.val:
             raise DataError("there is no case to test on", where=self.name, fix="declare test cases, or ask for --folds")
-        inner = self._part(split.train, 1 / 0.15, 0, seed, strata or {}) if self._patients(split.train) > 2 else ()
+        inner = self._part(split.train, 10, 0, seed, strata or {}) if self._patients(split.train) > 2 else ()
         return Split(tuple(c for c in split.train if c not in set(inner)), inner, split.val, split.name)
 
     def _patients(self, ids: Sequence[str]) -> int:

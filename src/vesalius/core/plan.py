@@ -40,7 +40,7 @@ class Plan:
 
     ``patch`` and grids are in voxels of the prepared case (index order, RAS+ axes in 3D); ``normalise`` maps a channel to
     'ct' (clip to the fingerprint's 0.5-99.5 percentiles, then z-score by its mean and sd) | 'zscore' (per case) | 'unit' (divide by the
-    dtype's range, 0..1) | 'byte' (0..255) | 'none'.
+    dtype's range, 0..1) | 'byte' (0..255) | 'none'. ``test_mirror``: axes over which predictions of mirrored windows are averaged.
     """
 
     dims: int
@@ -60,6 +60,7 @@ class Plan:
     deep_supervision: bool = True
     foreground: float = 0.5
     mirror_axes: tuple[int, ...] = ()
+    test_mirror: tuple[int, ...] = ()
     mirror_pairs: tuple[tuple[int, int], ...] = ()
     augmentation: Mapping[str, float] = field(default_factory=dict)
     overlap: float = 0.5

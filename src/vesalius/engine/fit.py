@@ -46,7 +46,7 @@ class Budget:
 
     iterations: int | None = None
     minutes: float | None = None
-    patience: int | None = None  # validations without improvement before stopping
+    patience: int | None = None  # validations without improvement before stopping; the best weights are then used, else the last
     checks: int = 5  # validations
     save_every: float = 60.0  # seconds between checkpoints
 
@@ -285,17 +285,20 @@ class _Loop:
 
     # validating, saving
     def _validate(self, stage: Stage) -> bool:
-        """True when training should stop early. The best weights so far are kept on disk."""
+        """True when training should stop early. With a patience, the best weights so far are kept on disk."""
         self.method.eval()
         value = self.run_.score_cases(self.method, self.val)
         self.run_._log.row(self.name, stage.name, self.step, {"val_dsc": value})
+        self.run_.facts[f"val_dsc.{self.name}"] = value
+        if self.run_.budget.patience is None:
+            return False
         if math.isfinite(value) and value > self.best_value:
             self.best_value, self.stale = value, 0
             tensors, facts = checkpoint.method_tensors(self.method)
             checkpoint.write(self.best, tensors, {"facts": facts, "step": self.step, "value": value})
         else:
             self.stale += 1
-        return self.run_.budget.patience is not None and self.stale >= self.run_.budget.patience
+        return self.stale >= self.run_.budget.patience
 
     def _save(self) -> None:
         tensors, facts = checkpoint.method_tensors(self.method)
@@ -322,7 +325,7 @@ class _Loop:
         return tensors
 
     def _use_best(self) -> None:
-        if self.val and self.best.exists():
+        if self.run_.budget.patience is not None and self.best.exists():
             tensors, record = checkpoint.read(self.best)
             checkpoint.load_method(self.method, tensors, record["facts"], self.best)
             self.run_.facts[f"best.{self.name}"] = {"step": record["step"], "val_dsc": record["value"]}

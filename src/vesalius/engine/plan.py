@@ -40,7 +40,7 @@ def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", *
     reasons["patch"] = f"median prepared case is {' x '.join(str(int(round(m))) for m in median)} voxels; at most {voxels} voxels a patch"
     features = tuple(min(widest, base * 2**i) for i in range(len(strides)))
     patch_voxels = int(np.prod(patch))
-    batch = int(np.clip(2 * voxels // patch_voxels, 2, 12)) if dims == 3 else int(np.clip(4 * voxels // patch_voxels, 4, 16))
+    batch = int(np.clip(voxels // patch_voxels, 2, 8)) if dims == 3 else int(np.clip(4 * voxels // patch_voxels, 4, 16))
     normalise = {name: _normalise(manifest, facts, name) for name in facts.intensities}
     modality = manifest.modality.lower()
     if dims == 3:
@@ -71,8 +71,9 @@ def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", *
         deep_supervision=len(strides) > 2,
         foreground=0.5,
         mirror_axes=mirror,
+        test_mirror=() if manifest.mirror else mirror,
         mirror_pairs=tuple((index[a], index[b]) for a, b in manifest.mirror if a in index and b in index),
-        augmentation=dict(PRESETS["full" if gpu else "light"]),
+        augmentation=dict(PRESETS["full"]),
         precision="auto",
         workers=min(4, max(1, (os.cpu_count() or 2) - 1)),
         threads=os.cpu_count() or 2,

@@ -92,7 +92,8 @@ class LearnedMethod(Method, nn.Module):
         return None
 
     def inferer(self) -> Callable:
-        return SlidingWindow(self.plan.patch, overlap=self.plan.overlap, batch=2)  # torch's fast CPU convolutions start at two
+        p = self.plan
+        return SlidingWindow(p.patch, overlap=p.overlap, batch=2, mirror_axes=p.test_mirror)  # torch's fast CPU convolutions start at two
 
     def predict(self, case: Case, prompts: Sequence[Prompt] = (), *, rng: np.random.Generator) -> Prediction:
         image = torch.from_numpy(np.ascontiguousarray(case.stack(self.channels)))
@@ -149,7 +150,7 @@ class Segmenter(LearnedMethod):
         network: Callable[..., nn.Module] | None = None,
         objective: Callable[[], Callable] = DiceCE,
         lr: float = 2e-3,
-        weight_decay: float = 1e-4,
+        weight_decay: float = 1e-2,
         ema: float = 0.99,
     ):
         super().__init__(plan, manifest, parts=parts)

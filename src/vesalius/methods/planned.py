@@ -29,7 +29,7 @@ class PlannedUNet(Segmenter):
         dropout: float = 0.0,
         deep_supervision: bool | None = None,
         lr: float = 2e-3,
-        weight_decay: float = 1e-4,
+        weight_decay: float = 1e-2,
         ema: float = 0.99,
     ):
         self._network = dict(encoder=encoder, norm=norm, gates=gates, dropout=dropout)

@@ -55,7 +55,7 @@ class LungMorphology(Segmenter):
         norm: Literal["instance", "batch", "group"] = "instance",
         ce_weight: float = 1.0,
         lr: float = 2e-3,
-        weight_decay: float = 1e-4,
+        weight_decay: float = 1e-2,
         ema: float = 0.99,
     ):
         for name, value in (("opening", opening), ("closing", closing), ("keep", keep), ("ce_weight", ce_weight)):

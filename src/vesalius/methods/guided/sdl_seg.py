@@ -48,7 +48,7 @@ class SDLSeg(Segmenter):
         largest: float = 1000.0,
         inside: str = "breast",
         lr: float = 2e-3,
-        weight_decay: float = 1e-4,
+        weight_decay: float = 1e-2,
         ema: float = 0.99,
     ):
         super().__init__(plan, manifest, parts=parts, lr=lr, weight_decay=weight_decay, ema=ema)
