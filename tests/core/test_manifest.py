@@ -45,7 +45,7 @@ def test_validation_comes_from_training_patients_and_test_is_untouched():
     assert split.test == m.where("test") and split.val
     assert not whose(m, split.train) & whose(m, split.val)
     assert sorted(split.train + split.val) == sorted(m.where("train"))
-    assert 2 <= len(whose(m, split.val)) <= 4  # 15 % of 20
+    assert 2 <= len(whose(m, split.val)) <= 4  # 10 % of 20
 
 
 @pytest.mark.parametrize("count", [3, 4, 7, 20, 53])
@@ -56,7 +56,7 @@ def test_undeclared_splits_are_patient_wise_and_complete(count):
     assert sum(map(len, parts)) == count == len(set.union(*parts))
     assert sorted(split.train + split.val + split.test) == sorted(c.id for c in m.cases)
     assert len(parts[2]) == max(1, len(parts[2])) and abs(len(parts[2]) - 0.2 * count) <= 1
-    assert abs(len(parts[1]) - 0.15 * (count - len(parts[2]))) <= 1
+    assert abs(len(parts[1]) - 0.1 * (count - len(parts[2]))) <= 1
 
 
 def test_seeds():
