@@ -11,10 +11,18 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
+from vesalius.core.case import Case, Image
 from vesalius.core.errors import DataError, RunError
+from vesalius.core.geometry import Geometry
+from vesalius.core.manifest import Manifest
+from vesalius.core.plan import Plan
 from vesalius.datasets import open_dataset
 from vesalius.engine import api, checkpoint
+from vesalius.engine.infer import infer, infer_in_slabs
+from vesalius.engine.plan import memory_gib
+from vesalius.methods.learned import LearnedMethod
 from vesalius.methods.planned import PlannedUNet
 
 BIN = Path(sys.executable).with_name("vesalius")
@@ -57,14 +65,14 @@ def test_a_constant_image_and_one_full_of_nan(trained, tmp_path):
 
 
 def test_what_does_not_fit_is_said_before(trained, tmp_path, monkeypatch):
-    """41, 44: the need is named and nothing is written."""
+    """41: the need is named and nothing is written."""
     import psutil
 
     path = volume(tmp_path / "big.nii.gz", (64, 64, 64))
     free = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=2**20))
     with pytest.raises(DataError, match="does not fit into memory.*GiB needed"):
-        api.predict(trained, path, tmp_path / "out")
+        api.predict(trained, path, tmp_path / "out", probability=True)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -181,3 +189,39 @@ def test_one_case_is_enough_to_say_what_is_missing(tmp_path):
 def test_memory_and_time_are_recorded(trained):
     record = json.loads((trained.folder / "run.json").read_text())
     assert record["peak_memory_gib"] > 0 and record["seconds"] > 0 and record["versions"]["torch"] and record["data"]["digest"]
+
+
+class Threshold(LearnedMethod):
+    """Foreground where the normalised image is above 0.5: no context, so cutting must change nothing."""
+
+    def __init__(self, plan, manifest):
+        super().__init__(plan, manifest)
+        self.level = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, image, condition=None):
+        return torch.cat([self.level - image, image - self.level], 1)
+
+
+@pytest.mark.parametrize("direction", [np.eye(3), np.diag([-1, -1, 1]), np.eye(3)[:, [2, 0, 1]]])
+def test_slabs_equal_the_whole(direction):
+    """44: voxel for voxel, in any orientation, however thin the slabs; the person is told."""
+    geometry = Geometry.of((13, 11, 47), (1.0, 1.5, 2.0), (3, -4, 5), direction)
+    image = Image(np.random.default_rng(1).normal(100, 30, (1, *geometry.shape)).astype(np.float32), geometry)
+    case = Case("a", images={"MR": image})
+    plan = Plan(3, channels=("MR",), classes=("background", "one"), patch=(8, 8, 8), normalise={"MR": "zscore"})
+    method = Threshold(plan, Manifest("m", Path(), 3, ("MR",), {"background": 0, "one": 1}, ()))
+    whole = infer(method, case, plan).label
+    for gib in (0.0, memory_gib(plan, geometry.shape) / 2):
+        parts = infer_in_slabs(method, case, plan, gib=gib)
+        assert parts.label.geometry == geometry and "slabs" in parts.notes[0]
+        np.testing.assert_array_equal(parts.label.data, whole.data)
+
+
+def test_a_large_file_is_predicted_in_slabs(trained, tmp_path, monkeypatch):
+    import psutil
+
+    path = volume(tmp_path / "long.nii.gz", (30, 28, 90), np.diag([-1, -1, 2, 1]))
+    free = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=2**22))
+    (made,) = api.predict(trained, path, tmp_path / "out")
+    assert nib.load(made).shape == (30, 28, 90) and np.allclose(nib.load(made).affine, nib.load(path).affine)

@@ -38,9 +38,10 @@ class Fingerprint:
 class Plan:
     """Every decision a training and a prediction follow, the same for all methods of a comparison.
 
-    ``patch`` and grids are in voxels of the prepared case (index order, RAS+ axes in 3D); ``normalise`` maps a channel to
-    'ct' (clip to the fingerprint's 0.5-99.5 percentiles, then z-score by its mean and sd) | 'zscore' (per case) | 'unit' (divide by the
-    dtype's range, 0..1) | 'byte' (0..255) | 'none'. ``test_mirror``: axes over which predictions of mirrored windows are averaged.
+    ``patch`` and grids are in voxels of the prepared case (index order, RAS+ axes in 3D); ``normalise`` maps a channel to 'ct' (clip to the
+    fingerprint's 0.5-99.5 percentiles, then z-score by its mean and sd) | 'zscore' (per case) | 'fixed' (z-score by the stated mean and
+    sd) | 'unit' (0..1 by the dtype's range) | 'byte' (0..255) | 'none'. ``test_mirror``: axes over which predictions of mirrored windows
+    are averaged.
     """
 
     dims: int

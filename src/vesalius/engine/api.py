@@ -18,14 +18,15 @@ from ..core.errors import DataError, ResourceError, RunError, UsageError
 from ..core.manifest import Manifest, Split
 from ..core.method import Method
 from ..core.plan import Fingerprint, Plan
-from ..core.prediction import Score
+from ..core.prediction import Prediction, Score
 from ..datasets import open_dataset, read_case
 from ..io import read_image, write_labels
+from ..methods.learned import LearnedMethod
 from . import checkpoint
 from .evaluate import RULES, mean_dsc, score, score_folder
 from .fingerprint import fingerprint
 from .fit import Budget, Training
-from .infer import accelerate_if_worth_it, infer
+from .infer import accelerate_if_worth_it, infer, infer_in_slabs
 from .plan import make_plan, memory_gib
 from .progress import Progress
 from .record import RUN_VERSION, Lock, machine, peak_memory_gib, read_json, versions, write_json
@@ -344,18 +345,14 @@ def predict(
     with progress.task("predicting", len(jobs)) as advance:
         for job in jobs:
             try:
-                _fits(trained.plan, job)
-                case = job.read()
-                name = case.id.replace("/", "_")
-                if name in done:
-                    raise DataError(
-                        "two inputs have the same name", where=job.where, found=done[name], fix="predict them into different folders"
-                    )
-                done[name] = job.where
-                target = out / f"{name}{format or job.ending}"
+                if job.name in done:
+                    fix = "predict them into different folders"
+                    raise DataError("two inputs have the same name", where=job.where, found=done[job.name], fix=fix)
+                done[job.name] = job.where
+                target = out / f"{job.name}{format or job.ending}"
                 if target.exists() and not overwrite:
                     raise DataError("the prediction exists", where=target, fix="choose another --out, or say --overwrite")
-                answer = infer(trained.method, case, trained.plan, seed=seed, probability=probability)
+                case, answer = _answer(trained, job, seed=seed, probability=probability)
                 for note in answer.notes:
                     progress.say(f"{case.id}: {note}")
                 write_labels(
@@ -368,7 +365,7 @@ def predict(
                 if probability and answer.probability is not None:
                     from ..io import write_image
 
-                    write_image(out / f"{name}_probability.nii.gz", np.asarray(answer.probability.data), answer.probability.geometry)
+                    write_image(out / f"{job.name}_probability.nii.gz", np.asarray(answer.probability.data), answer.probability.geometry)
                 written.append(target)
             except (DataError, ResourceError) as e:
                 failed.append(str(e))
@@ -381,23 +378,30 @@ def predict(
     return written
 
 
-def _fits(plan: Plan, job: _Job) -> None:
-    """Refuse before hours of work (and the kernel's out-of-memory killer) what cannot fit."""
+def _answer(trained: Trained, job: _Job, *, seed: int, probability: bool) -> tuple[Case, Prediction]:
+    """In slabs where the whole does not fit into memory; a method that cannot be cut so is refused before the work begins."""
     import psutil
 
-    need, free = memory_gib(plan, job.shape or ()), psutil.virtual_memory().available / 2**30
-    if job.shape and need > free:
+    free = psutil.virtual_memory().available / 2**30
+    need = memory_gib(trained.plan, job.shape) if job.shape else 0.0
+    if need <= free:
+        case = job.read()
+        return case, infer(trained.method, case, trained.plan, seed=seed, probability=probability)
+    if probability or not isinstance(trained.method, LearnedMethod) or len(job.shape) < 3:
         raise ResourceError(
             "this image does not fit into memory",
             where=job.where,
             found=f"about {need:.1f} GiB needed",
             allowed=f"{free:.1f} GiB free",
-            fix="crop or resample it, or use a machine with more memory",
+            fix="crop or resample it, leave --probability out, or use a machine with more memory",
         )
+    case = job.read()
+    return case, infer_in_slabs(trained.method, case, trained.plan, gib=0.5 * free, seed=seed)
 
 
 @dataclass
 class _Job:
+    name: str
     where: str
     read: Callable[[], Case]
     ending: str
@@ -445,7 +449,7 @@ def _file_job(trained: Trained, file: Path) -> _Job:
         shape = header(file)[1].shape
     except DataError:  # only an estimate of the work; reading reports what is wrong
         shape = None
-    return _Job(str(file), read, _ending(file, dims), shape)
+    return _Job(name, str(file), read, _ending(file, dims), shape)
 
 
 def _is_dataset(path: Path) -> bool:
@@ -462,7 +466,7 @@ def _manifest_jobs(trained: Trained, manifest: Manifest, split: str | None) -> I
         if split is None or ref.split == split:
             first = next(iter(ref.images.values()), "")
             ending = _ending(Path(first.rpartition(":")[0] or first), trained.plan.dims) if first else ".nii.gz"
-            yield _Job(ref.id, lambda i=ref.id: read(i), ending)
+            yield _Job(ref.id.replace("/", "_"), ref.id, lambda i=ref.id: read(i), ending)
 
 
 def _stem(path: Path) -> str:

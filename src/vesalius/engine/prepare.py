@@ -97,6 +97,8 @@ def normalise(data: np.ndarray, rule: str, facts: Mapping[str, float], native: n
     data = np.asarray(data, np.float32)
     if rule == "none":
         return data
+    if rule == "fixed":
+        return (data - facts["mean"]) / max(facts["sd"], 1e-8)
     if rule == "ct":
         return (np.clip(data, facts["p005"], facts["p995"]) - facts["mean"]) / max(facts["sd"], 1e-8)
     if rule in ("unit", "byte"):
@@ -111,7 +113,7 @@ def normalise(data: np.ndarray, rule: str, facts: Mapping[str, float], native: n
         axes = tuple(range(1, data.ndim))
         mean, sd = data.mean(axes, keepdims=True, dtype=np.float64), data.std(axes, keepdims=True, dtype=np.float64)
         return ((data - mean) / np.maximum(sd, 1e-8)).astype(np.float32) if (sd > 1e-8).any() else np.zeros_like(data)
-    raise DataError("unknown normalisation", found=rule, allowed="ct, zscore, unit, byte, none")
+    raise DataError("unknown normalisation", found=rule, allowed="ct, zscore, fixed, unit, byte, none")
 
 
 # -------------------------------------------------------------------------------------------------------------------------------- cache

@@ -21,6 +21,7 @@ CARDS: tuple[Card, ...] = (
         gives=("labels", "probability"),
         claim="Where a tumour bed hardly differs from gland, a channel that says how near the surgical markers are finds it.",
         baseline="unet on the CT alone; saliency of another patient as control",
+        evidence="proof",
         phantom="tumour-bed",
     ),
     Card(
