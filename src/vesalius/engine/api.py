@@ -29,7 +29,7 @@ from .fit import Budget, Training
 from .infer import accelerate_if_worth_it, infer, infer_in_slabs
 from .plan import make_plan, memory_gib
 from .progress import Progress
-from .record import RUN_VERSION, Lock, machine, peak_memory_gib, read_json, versions, write_json
+from .record import RUN_VERSION, Lock, machine, peak_memory_gib, read_json, reset_peak_memory, versions, write_json
 
 _VALIDATION_CASES = 12
 
@@ -168,6 +168,7 @@ def train(
 
 def _fit(method, plan, manifest, split, out, record, budget, progress, resume) -> Trained:
     started, before = time.monotonic(), float(record["seconds"])
+    reset_peak_memory()
     read = reader(manifest)
 
     def score_cases(m: Method, ids: Sequence[str]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import logging
 import math
 import signal
 import threading
@@ -275,6 +276,7 @@ class _Loop:
         """The method wrapped by Lightning Fabric for this device and precision."""
         from lightning_fabric import Fabric
 
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which precision was chosen stands in run.json
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             accelerator = "cuda" if self.run_.device.startswith("cuda") else "cpu"
