@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vesalius.core.geometry import LongestSide
 from vesalius.engine.study import Arm, Data, Expect, Study
 
 
@@ -19,6 +20,6 @@ def study() -> Study:
         baseline="unet",
         expects=(Expect("lung-morphology", "hd95", "lower"),),
         metrics=("dsc", "hd95"),
-        seeds=3,
         iterations=200,
+        plan={"grid": LongestSide(128), "patch": (128, 128), "batch": 4, "features": (8, 16, 32, 64)},
     )

@@ -103,8 +103,8 @@ def _box(axis: Axes, scores: Scores, metric: str, structure: str) -> None:
         wide = 0.0 if len(scores.methods) == 2 else 0.14
         x = n + np.random.default_rng(n).uniform(-wide, wide, y.size)
         axis.scatter(x, y, s=10, color=colour, alpha=0.6, linewidths=0, zorder=3)
-    many = len(scores.methods) > 3
-    turn = {"rotation": 30, "ha": "right"} if many else {}
+    long = len(scores.methods) > 3 or sum(map(len, scores.methods)) > 26  # the names would run into each other
+    turn = {"rotation": 30, "ha": "right"} if long else {}
     axis.set_xticks(range(1, len(scores.methods) + 1), scores.methods, **turn)
     axis.set_xlim(0.4, len(scores.methods) + 0.6)
     better = {"higher": "higher is better", "lower": "lower is better"}.get(scores.facts[metric]["better"], "")
