@@ -513,10 +513,8 @@ def score_split(trained: Trained, ids: Sequence[str], *, seed: int = 0, progress
     read = reader(trained.manifest)
     progress = progress or Progress(quiet=True)
     with progress.task("testing", len(ids)) as advance:
-        for n, i in enumerate(ids):
+        for i in ids:
             case = read(i)
-            if n == 0:
-                accelerate_if_worth_it(trained.method, trained.plan, [case.geometry.shape] * len(ids), lambda c=case: c)
             tick = time.perf_counter()
             answer = infer(trained.method, case, trained.plan, seed=seed)
             seconds = time.perf_counter() - tick
