@@ -104,7 +104,6 @@ def train(
     split: Split | None = None,
     plan_overrides: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    hook: Callable[[Method], None] | None = None,
 ) -> Trained:
     """Train one method on one split and leave a run folder. A finished run with ``resume`` is simply opened."""
     progress = progress or Progress(quiet=True)
@@ -136,8 +135,6 @@ def train(
 
         torch.manual_seed(seed)
         built = _build(method, plan, manifest, subs, options)
-        if hook is not None:
-            hook(built)
         if record is None:
             record = {
                 "version": RUN_VERSION,
@@ -183,15 +180,24 @@ def _fit(method, plan, manifest, split, out, record, budget, progress, resume) -
         record["seconds"] = before + time.monotonic() - started
         write_json(out / "run.json", record)
 
-    record["facts"]["save"] = save
     run = Training(
-        out, manifest, plan, read, method, record["seed"], budget, record["device"], score_cases, score, progress, record["facts"], resume
+        out,
+        manifest,
+        plan,
+        read,
+        method,
+        record["seed"],
+        budget,
+        record["device"],
+        score_cases,
+        score,
+        save,
+        progress,
+        record["facts"],
+        resume,
     )
-    try:
-        method.fit(split.train, split.val, run)
-        plan = _post_process(method, plan, split, read, record)
-    finally:
-        record["facts"].pop("save", None)
+    method.fit(split.train, split.val, run)
+    plan = _post_process(method, plan, split, read, record)
     tensors, facts = checkpoint.method_tensors(method)
     checkpoint.write(out / "method.safetensors", tensors, {"facts": facts, "method": record["method"]})
     plan.write(out / "plan.json")
@@ -340,7 +346,7 @@ def predict(
     written, failed = [], []
     done: dict[str, str] = {}
     shapes = [j.shape for j in jobs if j.shape]
-    choice = accelerate_if_worth_it(trained.method, trained.plan, shapes, jobs[0].read, backend=backend) if shapes else None
+    choice = accelerate_if_worth_it(trained.method, trained.plan, shapes, jobs[0].read, backend=backend)
     if choice:
         progress.say(f"inference: {choice['backend']} {choice['precision']} (agreement {choice['agreement']:.4f} with torch fp32)")
     with progress.task("predicting", len(jobs)) as advance:

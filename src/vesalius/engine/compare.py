@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from .. import catalog
 from ..core.case import Case
 from ..core.errors import RunError, UsageError
 from ..core.manifest import Manifest, Split
-from ..core.method import Method
 from ..core.plan import Plan
 from ..core.prediction import Prediction
 from ..datasets import open_dataset
@@ -29,14 +28,11 @@ from .record import machine, read_json, versions, write_json
 
 @dataclass(frozen=True)
 class Arm:
-    """One column of a comparison: a catalogue slug (or, in proofs, a Method class) with options. ``train_on`` changes the manifest before
-    training (fewer labels, another site); ``hook`` changes the built method (a control, such as shuffled guidance)."""
+    """One column of a comparison: a catalogue slug (or, in proofs, a Method class) with options."""
 
     name: str
     method: str | type
     options: Mapping[str, Any] = field(default_factory=dict)
-    train_on: Callable[[Manifest], Manifest] | None = None
-    hook: Callable[[Method], None] | None = None
 
 
 def compare(
@@ -89,7 +85,7 @@ def compare(
                 progress.say(f"== {arm.name}, seed {seed}" + (f", fold {fold}" if fold is not None else ""))
                 trained = train(
                     arm.method,
-                    arm.train_on(shown) if arm.train_on else shown,
+                    shown,
                     where,
                     options=arm.options,
                     seed=seed,
@@ -101,7 +97,6 @@ def compare(
                     plan=plan,
                     split=split,
                     progress=progress,
-                    hook=arm.hook,
                 )
                 shown_cases = pictures if seed == 0 and not fold else None
                 found = _test(trained, manifest, split.test, seed, metrics, progress, shown_cases, arm.name)

@@ -31,7 +31,7 @@ from ..core.prediction import Prediction, Score
 from ..methods.learned import LearnedMethod
 from . import checkpoint
 from .infer import answer
-from .prepare import Cache, prepare
+from .prepare import Cache, Prepared, prepare
 from .progress import Progress
 from .restore import restore
 from .sample import Draws, loader
@@ -72,6 +72,7 @@ class Training:
     device: str
     score_cases: Callable[[Method, Sequence[str]], float]
     score_case: Callable[[Prediction, Case], list[Score]]
+    save: Callable[[], None]  # writes run.json
     progress: Progress = field(default_factory=Progress)
     facts: dict[str, Any] = field(default_factory=dict)
     resume: bool = False
@@ -132,6 +133,7 @@ class _Loop:
         self.best_value, self.stale, self.skipped, self.precision = -math.inf, 0, 0, run.plan.precision
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._stop = False
+        self._bad = 0
 
     def run(self) -> None:
         torch.set_num_threads(self.run_.plan.threads)
@@ -139,8 +141,7 @@ class _Loop:
         self.free = {n: p.requires_grad for n, p in self.method.named_parameters()}
         self.fresh = {n: v.clone() for n, v in self.method.state_dict().items()} if any(s.reinit for s in self.stages) else {}
         resumed = self._resume() if self.run_.resume and self.last.exists() else None
-        cache = Cache(self.run_.manifest, self.method.plan, self.method, self.run_.read)
-        self.cases = [cache[c] for c in self._prepare(cache)]
+        self.cases = self._prepare()
         self._decide()
         with _signals(self):
             while self.stage < len(self.stages):
@@ -211,8 +212,6 @@ class _Loop:
         self.step = total
         self._save()
 
-    _bad = 0
-
     def _not_finite(self, clock: Clock, fabric, module):
         """A loss or gradient that is not finite: the update was skipped; bf16 gives way to fp32; fp32 gives up after a while."""
         self._bad += 1
@@ -234,12 +233,13 @@ class _Loop:
         return fabric, module
 
     # deciding
-    def _prepare(self, cache: Cache) -> list[str]:
+    def _prepare(self) -> list[Prepared]:
+        cache, cases = Cache(self.run_.manifest, self.method.plan, self.method, self.run_.read), []
         with self.run_.progress.task("preparing cases", len(self.train)) as advance:
             for case in self.train:
-                cache[case]
+                cases.append(cache[case])
                 advance(1)
-        return self.train
+        return cases
 
     def _decide(self) -> None:
         """Iterations and precision, from the budget and a timing of a copy; recorded, so that a resumed run does not decide anew."""
@@ -252,7 +252,7 @@ class _Loop:
             else:
                 iterations = max(1, int(round(iterations * self.share)))
             run.facts[key] = {"iterations": iterations, "precision": precision, "why": why}
-            run.facts["save"]()
+            run.save()
         self.total = run.facts[key]["iterations"]
         if self.precision == "auto":
             self.precision = run.facts[key]["precision"]
@@ -269,7 +269,7 @@ class _Loop:
             left *= 1 - _VALIDATING
         facts["iterations"] = self.total = _TIMED + max(1, int(left / each))
         facts["revised"] = True
-        self.run_.facts["save"]()
+        self.run_.save()
         return True
 
     def _lend(self):
