@@ -90,7 +90,7 @@ def test_killed_process_resumes(tmp_path):
     _, record = checkpoint.read(last)  # whole, not half
     assert record["step"] > 0
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    facts["facts"]["budget.main"]["iterations"] = record["step"] + 3  # not four thousand more
+    facts["facts"]["budget.main"]["iterations"] = facts["facts"]["budget.main"]["first"] = record["step"] + 3  # not four thousand more
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     done = api.train("unet", DATA, tmp_path / "run", resume=True, iterations=4000)
     assert done.record["status"] == "finished"

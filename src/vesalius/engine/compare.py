@@ -79,7 +79,8 @@ def compare(
         for fold in range(folds) if folds else [None]:
             split = manifest.held_out(fold, folds or 5)
             shown = manifest if labelled is None else hide_labels(manifest, split.train, labelled, seed)
-            plan, _ = plan_for(shown, split, device=device, overrides=plan_overrides, progress=progress)
+            if plan is None or folds or labelled is not None:  # other training cases, another plan
+                plan, _ = plan_for(shown, split, device=device, overrides=plan_overrides, progress=progress)
             for arm in arms:
                 where = out / arm.name / (f"seed_{seed}" + (f"/fold_{fold}" if fold is not None else ""))
                 progress.say(f"== {arm.name}, seed {seed}" + (f", fold {fold}" if fold is not None else ""))

@@ -251,9 +251,10 @@ class _Loop:
                 iterations = max(_TIMED + 1, int(run.budget.minutes * 60 * self.share / seconds))
             else:
                 iterations = max(1, int(round(iterations * self.share)))
-            run.facts[key] = {"iterations": iterations, "precision": precision, "why": why}
+            run.facts[key] = {"iterations": iterations, "first": iterations, "precision": precision, "why": why}
             run.save()
-        self.total = run.facts[key]["iterations"]
+        before = self.stage == 0 and self.step < _TIMED  # a resumed run follows the same numbers at the same steps
+        self.total = run.facts[key]["first" if before else "iterations"]
         if self.precision == "auto":
             self.precision = run.facts[key]["precision"]
         self.start, self.warm = time.monotonic(), None
@@ -261,7 +262,10 @@ class _Loop:
     def _revise(self) -> bool:
         """Of a minute budget: the iterations that fit, from the steps just timed. Decided once; a resumed run keeps the number."""
         facts, minutes = self.run_.facts[f"budget.{self.name}"], self.run_.budget.minutes
-        if minutes is None or self.warm is None or facts.get("revised"):
+        if facts.get("revised"):
+            self.total = facts["iterations"]
+            return True
+        if minutes is None or self.warm is None:
             return False
         now = time.monotonic()
         each, left = (now - self.warm) / (_TIMED - _WARM), minutes * 60 * self.share - (now - self.start)
