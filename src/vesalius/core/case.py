@@ -5,7 +5,7 @@ Arrays are channel first, ``(C, *spatial)``; label maps hold class indices ``0..
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -219,6 +219,13 @@ class Condition:
     def to(self, device: Any) -> Condition:
         return replace(self, values={k: v.to(device) for k, v in self.values.items()})
 
+    @classmethod
+    def stack(cls, conditions: Sequence[Condition]) -> Condition:
+        """Those of several samples as one, along the batch axis."""
+        import torch
+
+        return cls({k: torch.cat([c.values[k] for c in conditions]) for k in conditions[0].values}, conditions[0].seed)
+
 
 @dataclass
 class Sample:
@@ -238,6 +245,8 @@ class Sample:
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     points: dict[str, np.ndarray] = field(default_factory=dict)
     table: Mapping[str, Any] = field(default_factory=dict)
+    query: str = ""  # id of the expression this draw is about
+    condition: Condition | None = None
     channels: tuple[str, ...] = ()
     frozen: tuple[int, ...] = ()  # channels whose intensities are not augmented (Image.normalise is False)
     bend: np.ndarray | None = None
@@ -250,10 +259,12 @@ class Sample:
 class Batch:
     """Tensors of one optimiser step; batch first.
 
-    image (B, C, *s); labels: by rater (B, *s) int64 with ``IGNORE``; maps: derived targets (B, K, *s); table: by column (B,) float;
-    to_case (B, d+1, d+1): patch voxels (augmentation included) -> voxels of the prepared case; points: by name, a list of (n, d).
-    ``streams`` are further batches drawn by other rules (unlabelled cases, another modality): ``batch["unlabelled"]``; ``views`` are
-    the crops after the first of the same cases in the same order.
+    image (B, C, *s), None where cases have none; labels: by rater (B, *s) int64 with ``IGNORE`` ((B, K, *s) where they overlap); maps:
+    derived targets (B, K, *s); table: by column (B,) float with NaN for missing, or a list where a value is text; to_case
+    (B, d+1, d+1): patch voxels (augmentation included) -> voxels of the prepared case; points: by name, a list of (n, d) patch voxels;
+    condition: the samples' conditions, stacked. ``streams`` are further batches drawn by other rules (unlabelled cases, another
+    modality): ``batch["unlabelled"]``; ``views`` are the crops after the first of the same cases in the same order, or of pairs the
+    partners.
     """
 
     image: Any
@@ -264,6 +275,7 @@ class Batch:
     maps: dict[str, Any] = field(default_factory=dict)
     points: dict[str, list] = field(default_factory=dict)
     table: dict[str, Any] = field(default_factory=dict)
+    condition: Condition | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     streams: dict[str, Batch] = field(default_factory=dict)
     views: tuple[Batch, ...] = ()

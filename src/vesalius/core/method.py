@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -48,13 +48,17 @@ class Stream:
 class Sampling:
     """How samples are drawn from prepared cases. DATA: the engine does it.
 
-    ``streams``: the first is the batch itself (empty: one stream of ``plan.batch``
-    labelled cases); ``views``: crops per case and draw, whose overlap along each axis is at least ``overlap`` of the patch;
+    ``unit``: 'patch' | 'case' (the whole prepared case, centred in the patch; also cases without an image) | 'pair' (a case and, as the
+    only view, another one of the same stream). ``query``: each draw is about one of the case's expressions (``Sample.query``), whose
+    target is the label map 'query'; cases without one are not drawn. ``streams``: the first is the batch itself (empty: one stream of
+    ``plan.batch`` labelled cases); ``views``: crops per case and draw, whose overlap along each axis is at least ``overlap`` of the patch;
     ``spatial``: 'full' (affine, elastic, mirror) | 'exact' (mirror and quarter turns: no interpolation) | 'none'. In 'exact' mode all
     views of a draw share one turn, so their overlap is a box in both. ``foreground``: share of patches centred on a foreground voxel
     (None: the plan's); ``size``: patch, voxels (None: the plan's).
     """
 
+    unit: Literal["patch", "case", "pair"] = "patch"
+    query: bool = False
     streams: tuple[Stream, ...] = ()
     views: int = 1
     overlap: float = 0.25
@@ -66,12 +70,14 @@ class Sampling:
 @dataclass(frozen=True)
 class Stage:
     """One run of the loop. ``share`` of the iteration budget; ``trainable`` (empty: all) and ``reinit`` (set back to their weights before
-    the first step) name submodules. Repeated stages are rounds."""
+    the first step) name submodules. ``relabel`` gives each prepared training case the labels it has in this stage (a Case with other
+    ``labels``; called once per case, in eval mode, without gradients). Repeated stages are rounds."""
 
     name: str = "main"
     share: float = 1.0
     trainable: tuple[str, ...] = ()
     reinit: tuple[str, ...] = ()
+    relabel: Callable[[Case, np.random.Generator], Case] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,11 @@ class Run(Protocol):
         *,
         name: str = "",
         share: float = 1.0,
+        unfold: Callable[[Case], Iterable[Case]] | None = None,
     ) -> None:
-        """Optimise a LearnedMethod in the engine's loop, for ``share`` of the run's iterations; ``name`` its log and checkpoint."""
+        """Optimise a LearnedMethod in the engine's loop, for ``share`` of the run's iterations; ``name`` its log and checkpoint.
+        ``unfold``: before preparation, one original case becomes the cases trained on (two views, the sentences of a report); a named
+        function, by whose name prepared cases are cached."""
 
     def infer(self, method: Method, cases: Iterable[str | Case]) -> Iterable[tuple[Case, Prediction]]:
         """Predictions on the method's prepared grid, with the prepared cases, labels included. Cases are ids or original cases."""

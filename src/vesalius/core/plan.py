@@ -41,7 +41,8 @@ class Plan:
     ``patch`` and grids are in voxels of the prepared case (index order, RAS+ axes in 3D); ``normalise`` maps a channel to 'ct' (clip to the
     fingerprint's 0.5-99.5 percentiles, then z-score by its mean and sd) | 'zscore' (per case) | 'fixed' (z-score by the stated mean and
     sd) | 'unit' (0..1 by the dtype's range) | 'byte' (0..255) | 'none'. ``test_mirror``: axes over which predictions of mirrored windows
-    are averaged.
+    are averaged. ``views``: images of a case share no world (the views of a breast, the two cases of a registration pair), so each is
+    put on the grid by itself.
     """
 
     dims: int
@@ -54,6 +55,7 @@ class Plan:
     normalise: Mapping[str, str] = field(default_factory=dict)
     intensities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     crop_to_body: bool = False
+    views: bool = False
     iterations: int = 1000
     features: tuple[int, ...] = (16, 32, 64, 128)
     strides: tuple[tuple[int, ...], ...] = ()

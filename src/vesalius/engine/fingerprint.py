@@ -15,7 +15,9 @@ _SAMPLES = 20000  # voxels a case gives to the intensity facts
 
 
 def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Case]) -> Fingerprint:
-    """Read the cases ``ids`` (training cases only) once. ``read`` gives the native case."""
+    """Read the cases ``ids`` (training cases only) once. ``read`` gives the native case. Data of texts and tables (0 dims) has no facts."""
+    if not manifest.dims:
+        return Fingerprint(tuple(ids), (), (), {}, {}, {})
     shapes, spacings, classes, sizes = [], [], {}, {}
     values: dict[str, list[np.ndarray]] = {c: [] for c in manifest.channels}
     zeros: dict[str, list[float]] = {c: [] for c in manifest.channels}
@@ -45,7 +47,7 @@ def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Ca
             values[name].append(rng.choice(flat, min(_SAMPLES, flat.size), replace=False).astype(np.float32))
             zeros[name].append(float((data == data.min()).mean()))
     if not shapes:
-        raise DataError("no training case has an image", where=manifest.name, fix="this method needs images")
+        raise DataError("no training case has an image", where=manifest.name, fix="a 2D or 3D data set needs an image column")
     if classes and not any(c for counts in classes.values() for n, c in counts.items() if n != manifest.names[0]):
         raise DataError(
             "no training case has any foreground",

@@ -10,6 +10,7 @@ import copy
 import csv
 import logging
 import math
+import shutil
 import signal
 import threading
 import time
@@ -31,7 +32,7 @@ from ..core.prediction import Prediction, Score
 from ..methods.learned import LearnedMethod
 from . import checkpoint
 from .infer import answer
-from .prepare import Cache, Prepared, prepare
+from .prepare import Cache, Prepared, Relabelled, prepare
 from .progress import Progress
 from .restore import restore
 from .sample import Draws, loader
@@ -112,20 +113,40 @@ class Training:
     def log(self, **values: float) -> None:
         self.facts.setdefault("logged", {}).update({k: float(v) for k, v in values.items()})
 
-    def train(self, method: Method, train: Sequence[str], val: Sequence[str], *, name: str = "", share: float = 1.0) -> None:
-        """Optimise a LearnedMethod. ``name`` tells several trainings of one run apart; ``share`` scales the budget."""
+    def train(
+        self,
+        method: Method,
+        train: Sequence[str],
+        val: Sequence[str],
+        *,
+        name: str = "",
+        share: float = 1.0,
+        unfold: Callable[[Case], Iterable[Case]] | None = None,
+    ) -> None:
+        """Optimise a LearnedMethod. ``name`` tells several trainings of one run apart; ``share`` scales the budget; cases that ``unfold``
+        are not validated (their scores are another task's)."""
         name = name or ("main" if self._calls == 0 else f"part{self._calls}")
         if not isinstance(method, LearnedMethod):
             raise UsageError("run.train optimises a LearnedMethod", found=type(method).__name__)
         self._calls += 1
-        _Loop(self, method, train, val, name, self.share * share).run()
+        _Loop(self, method, train, [] if unfold else val, name, self.share * share, unfold).run()
 
 
 class _Loop:
     """One call of ``Training.train``: stages in order, validations, checkpoints."""
 
-    def __init__(self, run: Training, method: LearnedMethod, train: Sequence[str], val: Sequence[str], name: str, share: float):
+    def __init__(
+        self,
+        run: Training,
+        method: LearnedMethod,
+        train: Sequence[str],
+        val: Sequence[str],
+        name: str,
+        share: float,
+        unfold: Callable[[Case], Iterable[Case]] | None = None,
+    ):
         self.run_, self.method, self.train, self.val, self.name, self.share = run, method, list(train), list(val), name, share
+        self.unfold = unfold
         self.folder = run.out / "checkpoint"
         self.last, self.best = self.folder / f"{name}.safetensors", self.folder / f"{name}.best.safetensors"
         self.stages: Sequence[Stage] = method.stages()
@@ -159,6 +180,7 @@ class _Loop:
         for name, parameter in method.named_parameters():
             parameter.requires_grad_(self.free[name] and (not stage.trainable or _under(name, stage.trainable)))
         self.optimizers = method.optimizers()
+        cases = self._relabelled(stage, fresh=tensors is None and self.stage > 0) if stage.relabel else self.cases
         if tensors is not None:
             checkpoint.load_optimizers(self.optimizers, tensors)
         else:
@@ -168,8 +190,8 @@ class _Loop:
             self.best.unlink(missing_ok=True)
         rates = {n: [g["lr"] for g in o.param_groups] for n, o in self.optimizers.items()}
         total = max(1, int(round(self.total * stage.share)))
-        draws = Draws(self.cases, method, run.manifest, stage, seed=run.seed, number=self.stage, start=self.step)
-        if draws.sampling.views > 1 and all(n <= p for c in self.cases for n, p in zip(c.image.shape[1:], draws.size, strict=True)):
+        draws = Draws(cases, method, run.manifest, stage, seed=run.seed, number=self.stage, start=self.step)
+        if draws.sampling.views > 1 and all(n <= p for c in cases for n, p in zip(c.image.shape[1:], draws.size, strict=True)):
             run.facts.setdefault("notes", []).append(f"{self.name}: the patch holds whole cases, so the views of a draw are the same crop")
         fabric, module = self._lend()
         saved = time.monotonic()
@@ -234,12 +256,34 @@ class _Loop:
 
     # deciding
     def _prepare(self) -> list[Prepared]:
-        cache, cases = Cache(self.run_.manifest, self.method.plan, self.method, self.run_.read), []
+        cache, cases = Cache(self.run_.manifest, self.method.plan, self.method, self.run_.read, self.unfold), []
         with self.run_.progress.task("preparing cases", len(self.train)) as advance:
             for case in self.train:
-                cases.append(cache[case])
+                cases += cache.all(case)
                 advance(1)
         return cases
+
+    def _relabelled(self, stage: Stage, fresh: bool) -> list[Prepared]:
+        """The cases with the labels of this stage, from the weights at its start; a resumed stage keeps those it was started with, and so
+        does the first, whose weights are the untrained ones."""
+        if self.unfold is not None:
+            raise UsageError("a training of unfolded cases cannot relabel them", where=self.name, found=f"stage '{stage.name}'")
+        folder = self.folder / f"{self.name}.{self.stage}.labels"
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.method.eval()
+        out = []
+        with torch.no_grad(), self.run_.progress.task(f"relabelling for {stage.name}", len(self.cases)) as advance:
+            for i, known in enumerate(self.cases):
+                own = folder / str(i)
+                if not (own / "facts.json").exists():
+                    torch.manual_seed(_mix(self.run_.seed, self.stage, 77, i))
+                    case = self.run_.prepared(known.facts["of"], self.method)
+                    case = stage.relabel(case, np.random.default_rng([self.run_.seed, self.stage, 77, i]))
+                    Relabelled.make(known, case, self.method.plan, own)
+                out.append(Relabelled(known.folder, own))
+                advance(1)
+        return out
 
     def _decide(self) -> None:
         """Iterations and precision, from the budget and a timing of a copy; recorded, so that a resumed run does not decide anew."""
@@ -373,7 +417,9 @@ def _calibrate(loop: _Loop, timed: bool) -> tuple[str, float, str]:
     candidates = [wanted] if wanted != "auto" else ["32", *(["bf16"] if _has_bf16(run.device) else [])]
     if not timed and len(candidates) == 1:
         return candidates[0], 0.0, "as planned"
-    draws = Draws(loop.cases, method, run.manifest, loop.stages[0], seed=run.seed, number=999, start=0)
+    first = loop.stages[0]
+    cases = loop._relabelled(first, fresh=False) if first.relabel else loop.cases
+    draws = Draws(cases, method, run.manifest, first, seed=run.seed, number=999, start=0)
     tick = time.perf_counter()
     batches = [draws[i] for i in range(5)]
     load = (time.perf_counter() - tick) / 5

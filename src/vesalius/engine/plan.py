@@ -15,12 +15,16 @@ from ..ops.augment import PRESETS
 # voxels of a patch, channels of the first stage, largest channel count, iterations without a stated budget
 _CPU = {2: (192 * 192, 24, 256, 1500), 3: (56 * 64 * 56, 16, 256, 1500)}
 _GPU = {2: (512 * 512, 32, 512, 25000), 3: (128 * 128 * 128, 32, 320, 25000)}
+_TEXTS = 16  # cases of a batch that have no image
 _EITHER_WAY_UP = ("endoscop", "dermos", "microscop", "histolog", "fundus", "retina", "fluorescence", "h&e")
 
 
 def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", **overrides) -> Plan:
     """The plan all methods of a comparison share. ``overrides`` replace fields of the result."""
     dims, reasons = manifest.dims, {}
+    if not dims:
+        few = dict(workers=min(4, max(1, (os.cpu_count() or 2) - 1)), threads=os.cpu_count() or 2, precision="32")
+        return Plan(0, classes=(), batch=_TEXTS, iterations=_CPU[2][3], **few).derive(**overrides)
     gpu = device == "cuda" or (device == "auto" and _has_gpu())
     voxels, base, widest, iterations = (_GPU if gpu else _CPU)[dims]
     spacing, why = _spacing(facts)

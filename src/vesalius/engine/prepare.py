@@ -11,14 +11,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from ..core.case import Case
+from ..core.case import Case, Image, Query
 from ..core.errors import DataError
 from ..core.geometry import Geometry, Grid
 from ..core.manifest import CaseRef, Manifest
@@ -27,7 +28,7 @@ from ..core.plan import Plan
 from ..io.atomic import atomic_write_text
 from .record import cache_root
 
-_VERSION = 1
+_VERSION = 2
 _LOCATIONS = 4000  # foreground voxels kept per class for oversampling
 
 
@@ -42,11 +43,11 @@ def prepare(case: Case, plan: Plan, method: Method | None = None, *, training: b
         case = method.derive(case, np.random.default_rng([seed, 11]), training=training)
     if not case.images:
         return replace(case, original=lambda: source)
-    grid = target_geometry(case, plan.grid, plan.crop_to_body)
+    place = _placing(case, plan)
     images = {}
     for name, image in case.images.items():
         smooth = "cubic" if image.normalise else "linear"
-        moved = image.on(grid, smooth, fill=float(np.min(image.data)) if image.normalise else 0.0, antialias=True)
+        moved = image.on(place(image.geometry), smooth, fill=float(np.min(image.data)) if image.normalise else 0.0, antialias=True)
         data = np.asarray(moved.data, np.float32)
         if image.normalise and name in plan.normalise:
             data = normalise(data, plan.normalise[name], plan.intensities.get(name, {}), np.asarray(image.data))
@@ -54,10 +55,21 @@ def prepare(case: Case, plan: Plan, method: Method | None = None, *, training: b
     return replace(
         case,
         images=images,
-        labels={k: v.semantic.on(grid) for k, v in case.labels.items()},
-        rois={k: v.on(grid) for k, v in case.rois.items()},
+        labels={k: v.semantic.on(place(v.geometry)) for k, v in case.labels.items()},
+        rois={k: v.on(place(v.geometry)) for k, v in case.rois.items()},
+        queries=tuple(replace(q, target=q.target.on(place(q.target.geometry)) if q.target else None) for q in case.queries),
         original=lambda: source,
     )
+
+
+def _placing(case: Case, plan: Plan) -> Callable[[Geometry], Geometry]:
+    """Native grid -> prepared grid: one for the whole case, or of each image by itself where a plan says that they share no world."""
+    if not plan.views:
+        grid = target_geometry(case, plan.grid, plan.crop_to_body)
+        return lambda _: grid
+    if plan.grid.size is None:
+        raise DataError("images without a common world need a grid of one size", where=f"case {case.id}", fix="plan a Grid(size=...)")
+    return lambda native: plan.grid.of(native.canonical())
 
 
 def _other_grids(case: Case, plan: Plan, method: Method, seed: int) -> dict[str, Callable[[], Case]]:
@@ -132,8 +144,9 @@ class Prepared:
         return self.facts["id"]
 
     @property
-    def geometry(self) -> Geometry:
-        return Geometry.from_json(self.facts["geometry"])
+    def geometry(self) -> Geometry | None:
+        """None where the case has no image."""
+        return Geometry.from_json(self.facts["geometry"]) if self.facts["geometry"] else None
 
     def array(self, name: str) -> np.ndarray:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -159,38 +172,108 @@ class Prepared:
 
     def points(self) -> dict[str, np.ndarray]:
         """(n, d) in prepared voxels."""
-        return {k: self.geometry.to_index(np.asarray(v, float).reshape(-1, self.geometry.ndim)) for k, v in self.facts["points"].items()}
+        grid = self.geometry
+        return {k: grid.to_index(np.asarray(v, float).reshape(-1, grid.ndim)) for k, v in self.facts["points"].items()} if grid else {}
+
+    def case(self, query: str = "") -> Case:
+        """What ``condition`` may look at: images, table, texts and expressions (only the one named, if any), without their answers."""
+        grid, images, start = self.geometry, {}, 0
+        for name, size, normal in self.facts["channels"]:
+            images[name] = Image(self.image[start : start + size], grid, normalise=normal, name=name)
+            start += size
+        queries = tuple(Query(i, text) for i, text in self.facts["queries"] if query in ("", i))
+        return Case(self.id, self.facts["patient"], images=images, table=self.facts["table"], text=self.facts["text"], queries=queries)
+
+
+@dataclass(frozen=True)
+class Relabelled(Prepared):
+    """A prepared case whose labels are others' (``Stage.relabel``), in a folder of their own."""
+
+    own: Path = Path()
+
+    @cached_property
+    def facts(self) -> dict:
+        return super().facts | json.loads((self.own / "facts.json").read_text())
+
+    def array(self, name: str) -> np.ndarray:
+        folder = self.own if name.startswith(("label.", "locations")) else self.folder
+        return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    @classmethod
+    def make(cls, of: Prepared, case: Case, plan: Plan, own: Path) -> Relabelled:
+        """Writes the labels of ``case``; what is there already is kept."""
+        if not (own / "facts.json").exists():
+            with _whole_folder(own) as scratch:
+                atomic_write_text(scratch / "facts.json", json.dumps({"labels": _store_labels(case, plan, scratch)}))
+        return cls(of.folder, own)
 
 
 class Cache:
-    """Prepared cases of one manifest, plan and way of preparing (a method's ``derive`` and ``targets``), made on first use."""
+    """Prepared cases of one manifest, plan and way of preparing (a method's ``derive`` and ``targets``), made on first use.
 
-    def __init__(self, manifest: Manifest, plan: Plan, method: Method | None, read: Callable[[str], Case]):
-        self.manifest, self.plan, self.method, self.read = manifest, plan, method, read
+    ``unfold``: one native case becomes several, each prepared by itself.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        plan: Plan,
+        method: Method | None,
+        read: Callable[[str], Case],
+        unfold: Callable[[Case], Iterable[Case]] | None = None,
+    ):
+        self.manifest, self.plan, self.method, self.read, self.unfold = manifest, plan, method, read, unfold
         rules = [_VERSION, manifest.digest(), repr(manifest.built_in), str(manifest.root), plan.grid, plan.crop_to_body, plan.channels]
         rules += [dict(plan.normalise), {k: dict(v) for k, v in plan.intensities.items()}, way_of(method)]
+        rules += [plan.views, getattr(unfold, "__qualname__", None)]
         self.root = cache_root() / "prepared" / hashlib.sha256(json.dumps(rules, default=repr, sort_keys=True).encode()).hexdigest()[:24]
 
     def __getitem__(self, case: str) -> Prepared:
-        ref = self.manifest[case]
-        folder = self.root / hashlib.sha256(json.dumps([case, _stamp(self.manifest, ref)]).encode()).hexdigest()[:20]
+        folder = self._folder(case)
         if not (folder / "facts.json").exists():
-            self._make(case, folder)
+            self._make(self.read(case), case, folder)
         return Prepared(folder)
 
-    def _make(self, case: str, folder: Path) -> None:
-        prepared = prepare(self.read(case), self.plan, self.method, training=True)
-        self.root.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=self.root))
-        try:
-            _store(prepared, self.method, self.plan, scratch)
-            try:
-                os.replace(scratch, folder)
-            except OSError:  # somebody else made it meanwhile
+    def all(self, case: str) -> list[Prepared]:
+        """The prepared cases that one case unfolds to (by default itself)."""
+        if self.unfold is None:
+            return [self[case]]
+        index = self._folder(case).with_suffix(".json")
+        if not index.exists():
+            parts = []
+            for part in self.unfold(self.read(case)):
+                parts.append(part.id)
+                folder = self._folder(case, part.id)
                 if not (folder / "facts.json").exists():
-                    raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+                    self._make(part, case, folder)
+            self.root.mkdir(parents=True, exist_ok=True)
+            atomic_write_text(index, json.dumps(parts))
+        return [Prepared(self._folder(case, part)) for part in json.loads(index.read_text())]
+
+    def _folder(self, case: str, part: str = "") -> Path:
+        key = [case, _stamp(self.manifest, self.manifest[case]), *([part] if part else [])]
+        return self.root / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:20]
+
+    def _make(self, native: Case, of: str, folder: Path) -> None:
+        prepared = prepare(native, self.plan, self.method, training=True)
+        with _whole_folder(folder) as scratch:
+            _store(prepared, of, self.method, self.plan, scratch)
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes ``folder`` when all is written; ``facts.json`` in it says that it is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        yield scratch
+        try:
+            os.replace(scratch, folder)
+        except OSError:  # somebody else made it meanwhile
+            if not (folder / "facts.json").exists():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def way_of(method: Method | None) -> str:
@@ -222,45 +305,55 @@ def _stamp(manifest: Manifest, ref: CaseRef) -> list:
     return out
 
 
-def _store(case: Case, method: Method | None, plan: Plan, folder: Path) -> None:
-    channels = getattr(method, "channels", None) or plan.channels
+def _store(case: Case, of: str, method: Method | None, plan: Plan, folder: Path) -> None:
+    channels = (getattr(method, "channels", None) or plan.channels) if case.images else ()
     np.save(folder / "image.npy", case.stack(tuple(channels)) if channels else np.zeros((0,), np.float32))
-    names: tuple[str, ...] = plan.classes
-    located: list[np.ndarray] = []
-    for i, label in enumerate(case.labels.values()):
-        data = np.asarray(label.data)
-        if label.overlapping:
-            data = data.astype(np.uint8)
-        else:
-            data = data.astype(np.int8 if len(names) < 127 else np.int16)
-        np.save(folder / f"label.{i}.npy", data)
-        if i == 0 and not label.overlapping:
-            located = _locations(data)
-    np.save(folder / "locations.npy", np.concatenate(located) if located else np.zeros((0, plan.dims + 1), np.int32))
+    labels = _store_labels(case, plan, folder)
     maps = dict(method.targets(case)) if hasattr(method, "targets") and case.labels else {}
     for i, derived in enumerate(maps.values()):
         np.save(folder / f"map.{i}.npy", np.asarray(derived.data, np.float32))
     facts = {
         "id": case.id,
+        "of": of,
         "patient": case.patient,
         "geometry": case.geometry.to_json() if case.images else None,
         "channels": [[c, int(np.asarray(case.images[c].data).shape[0]), case.images[c].normalise] for c in channels],
-        "names": list(names),
-        "labels": list(case.labels),
+        "names": list(plan.classes),
+        "labels": labels,
         "maps": {k: v.fill for k, v in maps.items()},
         "points": {k: np.asarray(p.xyz).tolist() for k, p in case.points.items()},
         "table": {k: v for k, v in case.table.items() if isinstance(v, (int, float, str, bool, type(None)))},
+        "text": dict(case.text),
+        "queries": [[q.id, q.text] for q in case.queries],
     }
     atomic_write_text(folder / "facts.json", json.dumps(facts))
 
 
-def _locations(label: np.ndarray) -> list[np.ndarray]:
-    """Per class (class, index...) rows, thinned evenly."""
+def _store_labels(case: Case, plan: Plan, folder: Path) -> list[str]:
+    """Label maps, the targets of expressions as 'query:<id>', and where each class of the first map lies; returns the names."""
+    maps = dict(case.labels) | {f"query:{q.id}": q.target for q in case.queries if q.target is not None}
+    located: list[np.ndarray] = []
+    for i, label in enumerate(maps.values()):
+        data = np.asarray(label.data)
+        if label.overlapping:
+            data = data.astype(np.uint8)
+        else:
+            data = data.astype(np.int8 if len(plan.classes) < 127 else np.int16)
+        np.save(folder / f"label.{i}.npy", data)
+        if i == 0:
+            located = _locations(data, len(plan.classes) - len(data) if label.overlapping else None)
+    np.save(folder / "locations.npy", np.concatenate(located) if located else np.zeros((0, plan.dims + 1), np.int32))
+    return list(maps)
+
+
+def _locations(label: np.ndarray, first: int | None) -> list[np.ndarray]:
+    """Per class (class, index...) rows, thinned evenly; of overlapping maps (K, *spatial) ``first`` is the class of the first."""
     out = []
-    for c in np.unique(label):
-        if c < 0:
+    classes = [int(c) for c in np.unique(label) if c >= 0] if first is None else range(first, first + len(label))
+    for c in classes:
+        at = np.argwhere(label == c if first is None else label[c - first])
+        if not len(at):
             continue
-        at = np.argwhere(label == c)
         at = at[np.linspace(0, len(at) - 1, min(len(at), _LOCATIONS)).astype(int)]
         out.append(np.concatenate([np.full((len(at), 1), c), at], 1).astype(np.int32))
     return out

@@ -6,6 +6,7 @@ time and only the most probable class is kept, so that memory does not grow with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..core.case import Image, LabelMap
 from ..core.geometry import Geometry, resample
 from ..core.prediction import Prediction
 from ..ops.components import largest
+from ..ops.raster import label_map
 
 _SLAB = 1 << 24  # voxels of the original grid handled at a time
 
@@ -26,15 +28,20 @@ def restore(
     *,
     probability: bool = False,
     largest_component: tuple[str, ...] = (),
+    others: Sequence[tuple[Geometry, Geometry]] = (),
 ) -> Prediction:
-    """Every spatial field that lies on ``prepared`` read on ``original``; fields on other grids stay on theirs.
+    """Every spatial field that lies on ``prepared`` read on ``original``; fields on other grids stay on theirs. ``others``: further
+    (prepared, original) grids, of images that share no world. Outlines are filled where there is neither a label map nor a probability.
 
     ``probability`` keeps the resampled class probabilities too (memory: classes x voxels x 4 B). ``largest_component``: classes of which
     only the largest connected component is kept.
     """
 
+    homes = ((prepared, original), *others)
+
     def back(field):
-        return field.on(original) if field is not None and field.geometry == prepared else field
+        home = next((native for grid, native in homes if field is not None and field.geometry == grid), None)
+        return field.on(home) if home is not None else field
 
     labels = {k: back(v) for k, v in prediction.labels.items()}
     p = prediction.probability
@@ -43,6 +50,8 @@ def restore(
             labels = {"prediction": LabelMap(most_probable(p, original), original, prediction.names or classes)}
         else:
             labels = dict(replace(prediction, probability=back(p)).decide(classes).labels)
+    if prediction.outlines and not labels and p is None:
+        labels = {"prediction": LabelMap(label_map(prediction.outlines, original, classes), original, classes)}
     kept = None
     if p is not None and probability:
         kept = _on(p, original) if prediction.threshold is None and p.geometry == prepared else back(p)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..core.case import Batch, Sample
+from ..core.case import Batch, Condition, Sample
 from ..core.errors import DataError
 from ..core.manifest import Manifest
 from ..core.method import Sampling, Stage, Stream
@@ -36,7 +36,8 @@ class Draws(Dataset):
         self.method, self.plan, self.seed, self.number, self.start = method, method.plan, seed, number, start
         self.sampling: Sampling = method.sampling(stage)
         streams = self.sampling.streams or (Stream("main", self.plan.batch, "labelled"),)
-        self.streams = [(s, _chosen(s, cases, manifest)) for s in streams]
+        self.streams = [(s, _chosen(s, self.sampling, cases, manifest)) for s in streams]
+        self.conditioned = type(method).condition is not LearnedMethod.condition
         self.size = tuple(self.sampling.size or self.plan.patch)
 
     def __len__(self) -> int:
@@ -55,9 +56,15 @@ class Draws(Dataset):
             draws = []
             for b in range(stream.size):
                 rng = np.random.default_rng([self.seed, self.number, step, k, b])
-                case = cases[self._order(step * stream.size + b, len(cases), k)]
-                draws.append(self._views(case, stream, b, rng))
-            views = [collate([d[v] for d in draws]) for v in range(self.sampling.views)]
+                at = self._order(step * stream.size + b, len(cases), k)
+                if self.sampling.unit == "patch":
+                    draws.append(self._views(cases[at], stream, b, rng))
+                elif self.sampling.unit == "case":
+                    draws.append([self._whole(cases[at], rng)])
+                else:
+                    partner = (at + 1 + int(rng.integers(len(cases) - 1))) % len(cases)
+                    draws.append([self._whole(cases[i], rng) for i in (at, partner)])
+            views = [collate([d[v] for d in draws]) for v in range(len(draws[0]))]
             views[0].views = tuple(views[1:])
             parts[stream.name] = views[0]
         first = next(iter(parts.values()))
@@ -79,25 +86,43 @@ class Draws(Dataset):
             if v:
                 reach = [int((1 - self.sampling.overlap) * p) for p in self.size]
                 centre = _inside(centre + np.array([rng.integers(-r, r + 1) for r in reach]), shape, self.size)
-            sample = Sample(
-                case=case.id,
-                image=case.image,
-                labels=case.labels,
-                size=self.size,
-                pose=pose_at(centre, self.size),
-                spacing=case.geometry.spacing,
-                maps=case.maps,
-                points=case.points(),
-                table=case.facts["table"],
-                channels=tuple(c for c, size, _ in case.facts["channels"] for _ in range(size)),
-                frozen=_frozen(case),
-            )
+            sample = self._sample(case, centre, rng)
             own = np.random.default_rng([turn, v if self.sampling.spatial != "exact" else 0])
             out.append(self.method.augment(sample, own))
         return out
 
+    def _whole(self, case: Prepared, rng: np.random.Generator) -> Sample:
+        """The whole case in the middle of the patch; a case without an image is its table, texts and condition."""
+        shape = case.image.shape[1:]
+        sample = self._sample(case, np.asarray(shape) // 2, rng)
+        return self.method.augment(sample, rng) if shape else sample
 
-def _chosen(stream: Stream, cases: Sequence[Prepared], manifest: Manifest) -> list[Prepared]:
+    def _sample(self, case: Prepared, centre: np.ndarray, rng: np.random.Generator) -> Sample:
+        labels = case.labels
+        query = ""
+        if self.sampling.query:
+            ids = [i for i, _ in case.facts["queries"]]
+            query = ids[rng.integers(len(ids))]
+            if f"query:{query}" in labels:
+                labels["query"] = labels[f"query:{query}"]
+        return Sample(
+            case=case.id,
+            image=case.image,
+            labels={k: v for k, v in labels.items() if not k.startswith("query:")},
+            size=self.size,
+            pose=pose_at(centre, self.size) if len(centre) else np.eye(1),
+            spacing=case.geometry.spacing if case.geometry else (),
+            maps=case.maps,
+            points=case.points(),
+            table=case.facts["table"],
+            query=query,
+            condition=self.method.condition(case.case(query), rng) if self.conditioned else None,
+            channels=tuple(c for c, size, _ in case.facts["channels"] for _ in range(size)),
+            frozen=_frozen(case),
+        )
+
+
+def _chosen(stream: Stream, sampling: Sampling, cases: Sequence[Prepared], manifest: Manifest) -> list[Prepared]:
     """The cases a stream draws from."""
     where: str | Callable = stream.where
     if where == "all":
@@ -105,9 +130,13 @@ def _chosen(stream: Stream, cases: Sequence[Prepared], manifest: Manifest) -> li
     elif where in ("labelled", "unlabelled"):
         keep = [c for c in cases if bool(c.facts["labels"]) == (where == "labelled")]
     elif callable(where):
-        keep = [c for c in cases if where(manifest[c.id])]
+        keep = [c for c in cases if where(manifest[c.facts["of"]])]
     else:
         raise DataError(f"stream '{stream.name}' chooses its cases by an unknown rule", found=where, allowed="all, labelled, unlabelled")
+    if sampling.query:
+        keep = [c for c in keep if c.facts["queries"]]
+    if sampling.unit == "pair" and len(keep) == 1:
+        raise DataError("a pair needs two training cases", where=manifest.name, found="1 training case")
     if not keep:
         raise DataError(
             f"the method draws {where} cases, the training set has none",
@@ -148,21 +177,36 @@ def _frozen(case: Prepared) -> tuple[int, ...]:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Rendered samples -> one batch of tensors."""
     first = samples[0]
+    conditioned = first.condition is not None
 
     def stack(key: str, dtype=None) -> torch.Tensor:
         return torch.from_numpy(np.stack([s.patch[key] for s in samples]).astype(dtype, copy=False))
 
     names = sorted({k for s in samples for k in s.patch})
     return Batch(
-        image=stack("image", np.float32),
+        image=stack("image", np.float32) if "image" in names else None,
         labels={k[6:]: stack(k, np.int64) for k in names if k.startswith("label:")},
-        to_case=torch.from_numpy(np.stack([s.pose for s in samples])),
+        to_case=torch.from_numpy(np.stack([s.pose for s in samples])) if "image" in names else None,
         cases=[s.case for s in samples],
         spacing=torch.tensor([s.spacing for s in samples]),
         maps={k[4:]: stack(k, np.float32) for k in names if k.startswith("map:")},
-        points={k: [s.moved[k] for s in samples] for k in first.moved},
+        points={k: [s.moved[k] for s in samples] for k in first.moved if all(k in s.moved for s in samples)},
+        table=_columns(samples),
+        condition=Condition.stack([s.condition for s in samples]) if conditioned else None,
         extras={k: torch.from_numpy(np.stack([s.extras[k] for s in samples])) for k in first.extras},
     )
+
+
+def _columns(samples: Sequence[Sample]) -> dict[str, torch.Tensor | list]:
+    """The table by column: numbers as a tensor with NaN where one is missing, anything else as it is."""
+    out: dict[str, torch.Tensor | list] = {}
+    for name in samples[0].table:
+        values = [s.table.get(name) for s in samples]
+        if all(v is None or isinstance(v, (int, float)) for v in values):
+            out[name] = torch.tensor([float("nan") if v is None else float(v) for v in values])
+        else:
+            out[name] = values
+    return out
 
 
 def loader(draws: Draws, workers: int) -> DataLoader:

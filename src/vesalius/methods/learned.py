@@ -11,15 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ..core.case import IGNORE, Batch, Case, Condition, Image, Sample
-from ..core.errors import UsageError
+from ..core.case import IGNORE, Batch, Case, Condition, Image, Points, Sample
+from ..core.errors import DataError, UsageError
 from ..core.manifest import Manifest
-from ..core.method import Clock, Derived, Method, Run, Sampling, Stage
+from ..core.method import Clock, Derived, Method, Run, Sampling, Stage, Stream
 from ..core.plan import Plan
 from ..core.prediction import Prediction
 from ..core.prompt import Prompt
 from ..inferers.sliding import SlidingWindow
+from ..inferers.whole import Whole
 from ..networks.ema import EMA
 from ..networks.unet import UNet
 from ..objectives.dice_ce import DiceCE, deep
@@ -96,15 +98,15 @@ class LearnedMethod(Method, nn.Module):
         return SlidingWindow(p.patch, overlap=p.overlap, batch=2, mirror_axes=p.test_mirror)  # torch's fast CPU convolutions start at two
 
     def predict(self, case: Case, prompts: Sequence[Prompt] = (), *, rng: np.random.Generator) -> Prediction:
-        image = torch.from_numpy(np.ascontiguousarray(case.stack(self.channels)))
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        image = torch.from_numpy(np.ascontiguousarray(case.stack(self.channels))).to(device) if case.images else None
         condition = self.condition(case, rng)
-        maps = self.inferer()(self.fast_forward, image.to(device), condition=condition and condition.to(device))
+        maps = self.inferer()(self.fast_forward, image, condition=condition and condition.to(device))
         return self.finish(maps, case)
 
     fast: Callable | None = None  # the engine may lend an accelerated forward (same numbers, checked)
 
-    def fast_forward(self, image: Tensor, condition: Condition | None = None) -> Tensor | dict[str, Tensor]:
+    def fast_forward(self, image: Tensor | None, condition: Condition | None = None) -> Tensor | dict[str, Tensor]:
         if self.fast is not None and condition is None and not self.training:
             return self.fast(image)
         return self(image) if condition is None else self(image, condition)
@@ -131,6 +133,128 @@ class LearnedMethod(Method, nn.Module):
     def load_state(self, tensors: Mapping[str, np.ndarray], facts: Mapping) -> None:
         super().load_state(tensors, facts)
         self.load_state_dict({k: torch.as_tensor(np.asarray(v)) for k, v in tensors.items() if not k.startswith("parts.")})
+
+
+class Classifier(LearnedMethod):
+    """Answers a column of the table from the whole case. Subclasses give ``forward``: {target: (B, outputs)} and an optimiser.
+
+    ``target``: the column (empty: the data set's only one), declared in ``manifest.targets`` as binary, nominal, ordinal or real.
+    Cases whose value is missing teach nothing.
+    """
+
+    def __init__(self, plan: Plan, manifest: Manifest, *, parts: Mapping[str, Method] | None = None, target: str = ""):
+        super().__init__(plan, manifest, parts=parts)
+        known = manifest.targets
+        target = target or (next(iter(known)) if len(known) == 1 else "")
+        if target not in known:
+            raise UsageError(
+                "which column of the table is to be answered?" if not target else f"'{target}' is no target of the data set",
+                where=manifest.name,
+                found=", ".join(known) or "no [targets] in dataset.toml",
+                fix="name it with --set target=COLUMN" if known else "declare the column under [targets]",
+            )
+        self.target, self.kind, self.levels = target, known[target]["kind"], tuple(known[target].get("levels", ()))
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that ``forward`` gives for the target: one, or one a level where there are more than two."""
+        return 1 if self.kind in ("binary", "real") else len(self.levels)
+
+    def sampling(self, stage: Stage) -> Sampling:
+        return Sampling(unit="case", streams=(Stream("main", self.plan.batch, "all"),))
+
+    def inferer(self) -> Callable:
+        return Whole(self.plan.patch)
+
+    def losses(self, batch: Batch, clock: Clock, turn: str = "main") -> dict[str, Tensor]:
+        return {self.target: self.mismatch(self(batch.image, batch.condition)[self.target], batch.table[self.target])}
+
+    def mismatch(self, answer: Tensor, values: Tensor | Sequence) -> Tensor:
+        """Cross-entropy, or squared error of a real target, over the known values; 0 where none is known."""
+        truth, known = (x.to(answer.device) for x in self.encode(values))
+        if not known.any():
+            return answer.sum() * 0
+        answer, truth = answer.float()[known], truth[known]
+        if self.kind == "real":
+            return functional.mse_loss(answer[:, 0], truth)
+        if self.kind == "binary":
+            return functional.binary_cross_entropy_with_logits(answer[:, 0], truth)
+        return functional.cross_entropy(answer, truth.long())
+
+    def encode(self, values: Tensor | Sequence) -> tuple[Tensor, Tensor]:
+        """Column values -> (level index or number as float, whether it is known), both (B,)."""
+        raw = values.tolist() if isinstance(values, Tensor) else list(values)
+        known = [v is not None and v != "" and v == v for v in raw]
+        if self.kind == "real":
+            return torch.tensor([float(v) if k else 0.0 for v, k in zip(raw, known, strict=True)]), torch.tensor(known)
+        index = {level: float(i) for i, level in enumerate(self.levels)}
+        return torch.tensor([index[_level(v, self.levels)] if k else 0.0 for v, k in zip(raw, known, strict=True)]), torch.tensor(known)
+
+    def finish(self, maps: Mapping[str, Tensor], case: Case) -> Prediction:
+        answer = maps[self.target].float()
+        if self.kind == "real":
+            return Prediction(table={self.target: float(answer[0])})
+        if self.kind == "binary":
+            return Prediction(table={self.target: float(answer[0].sigmoid())})
+        return Prediction(table={self.target: dict(zip(self.levels, answer.softmax(0).tolist(), strict=True))})
+
+
+def _level(value: object, levels: Sequence[str]) -> str:
+    """The level a cell names: 1, 1.0 and '1' are one level."""
+    text = str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
+    if text not in levels:
+        raise UsageError("a value outside the target's levels", found=text, allowed=", ".join(levels))
+    return text
+
+
+class LandmarkMethod(LearnedMethod):
+    """Gives ordered points instead of voxels. ``forward``: {"points": (B, N, d)} as fractions of the patch, 0 at the border of the first
+    voxel and 1 at that of the last; ``organs``: structure -> how many of the N points are its own, in order, later ones lying over
+    earlier ones."""
+
+    organs: Mapping[str, int]
+
+    def sampling(self, stage: Stage) -> Sampling:
+        return Sampling(unit="case")
+
+    def inferer(self) -> Callable:
+        return Whole(self.plan.patch)
+
+    def fractions(self, batch: Batch) -> Tensor:
+        """(B, N, d): the batch's points of all organs as ``forward`` gives them."""
+        size = torch.tensor(self.plan.patch, dtype=torch.float32)
+        rows = [torch.as_tensor(np.concatenate([batch.points[o][b] for o in self.organs]), dtype=torch.float32) for b in range(len(batch))]
+        return ((torch.stack(rows) + 0.5) / size).to(batch.image.device)
+
+    def finish(self, maps: Mapping[str, Tensor], case: Case) -> Prediction:
+        shape, size = np.asarray(case.geometry.shape), np.asarray(self.plan.patch)
+        index = maps["points"].float().cpu().numpy() * size - 0.5 - (size // 2 - shape // 2)
+        ends = np.cumsum(list(self.organs.values()))[:-1]
+        world = dict(zip(self.organs, np.split(case.geometry.to_world(index), ends), strict=True))
+        flat = case.geometry.ndim == 2
+        return Prediction(points={k: Points(v) for k, v in world.items()}, outlines=world if flat else {})
+
+
+class ReferringSegmenter(LearnedMethod):
+    """An expression chooses the object. ``forward``: (B, 1, *s) logits under the condition that ``condition`` makes of the case's one
+    query; prediction runs once per query and names the channels by query id."""
+
+    def sampling(self, stage: Stage) -> Sampling:
+        return Sampling(unit="case", query=True, spatial="none")  # mirroring would make 'left' wrong
+
+    def inferer(self) -> Callable:
+        return Whole(self.plan.patch)
+
+    def predict(self, case: Case, prompts: Sequence[Prompt] = (), *, rng: np.random.Generator) -> Prediction:
+        if not case.queries:
+            raise DataError("there is no expression to look for", where=f"case {case.id}", fix="give the case a text that names an object")
+        found = [super(ReferringSegmenter, self).predict(case.with_(queries=(q,)), rng=rng) for q in case.queries]
+        maps = np.concatenate([f.probability.data for f in found])
+        names = tuple(q.id for q in case.queries)
+        return Prediction(probability=Image(maps, case.geometry), names=names, threshold=0.5, notes=sum((f.notes for f in found), ()))
+
+    def finish(self, maps: Tensor, case: Case) -> Prediction:
+        return Prediction(probability=Image(maps.float().sigmoid().cpu().numpy(), case.geometry))
 
 
 class Segmenter(LearnedMethod):

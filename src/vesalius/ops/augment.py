@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,9 @@ def default(sample: Sample, rng: np.random.Generator, plan: Plan, *, spatial: st
     sample = render(sample)
     if (0 if len(sample.size) == 3 else 1) in mirrored:
         for name in sample.labels:
-            sample.patch[f"label:{name}"] = swap_pairs(sample.patch[f"label:{name}"], plan.mirror_pairs)
+            label = sample.patch[f"label:{name}"]
+            swap = swap_pairs if label.ndim == len(sample.size) else partial(swap_maps, first=len(plan.classes) - len(label))
+            sample.patch[f"label:{name}"] = swap(label, plan.mirror_pairs)
     intensity(sample.patch["image"], rng, strength=strength, frozen=sample.frozen)
     return sample
 
@@ -132,13 +135,16 @@ def draw(
 def render(sample: Sample, *, fill: float | Sequence[float] = 0.0, label_fill: int = 0) -> Sample:
     """Read ``sample`` where its pose and bend say; fills and returns it.
 
-    ``patch``: 'image' (C, *size) float32, 'label:<name>' (*size) integers, 'map:<name>' (K, *size) float32. ``moved``: points (n, d) in
-    patch voxels. Outside the case images hold ``fill`` (one value or one a channel), maps 0, labels ``label_fill`` (0, or IGNORE).
+    ``patch``: 'image' (C, *size) float32, 'label:<name>' (*size) or overlapping (K, *size) integers, 'map:<name>' (K, *size) float32.
+    ``moved``: points (n, d) in patch voxels. Outside the case images hold ``fill`` (one value or one a channel), maps 0, labels
+    ``label_fill`` (0, or IGNORE).
     """
     at = (sample.size, sample.pose, sample.bend)
     sample.patch = {"image": read_patch(sample.image, *at, fill=fill)}
     for name, label in sample.labels.items():
-        sample.patch[f"label:{name}"] = read_patch(np.asarray(label)[None], *at, order=0, fill=label_fill)[0]
+        many = label.ndim > len(sample.size)
+        read = read_patch(np.asarray(label) if many else np.asarray(label)[None], *at, order=0, fill=label_fill)
+        sample.patch[f"label:{name}"] = read if many else read[0]
     for name, values in sample.maps.items():
         sample.patch[f"map:{name}"] = read_patch(values, *at)
     sample.moved = {name: move_points(xyz, sample.pose, sample.bend, size=sample.size) for name, xyz in sample.points.items()}
@@ -153,6 +159,14 @@ def swap_pairs(label: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarra
     for a, b in pairs:
         table[[a + 1, b + 1]] = b, a
     return table.astype(label.dtype)[label.astype(np.intp) + 1]
+
+
+def swap_maps(maps: np.ndarray, pairs: Sequence[tuple[int, int]], *, first: int) -> np.ndarray:
+    """Overlapping ``maps`` (K, *spatial), of which the first is class ``first``, with the maps of every pair exchanged."""
+    order = list(range(len(maps)))
+    for a, b in pairs:
+        order[a - first], order[b - first] = b - first, a - first
+    return maps[order]
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- poses
