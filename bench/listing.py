@@ -19,7 +19,7 @@ import table
 
 COMMANDS = (("methods",), ("--help",))
 HEAVY = ("torch", "monai", "SimpleITK", "matplotlib", "pandas", "openvino", "scipy")
-REPEATS, LIMIT = 7, 1.0
+REPEATS, LIMIT = 7, 0.4
 
 
 def seconds(command: list[str]) -> float:

@@ -1,4 +1,4 @@
-"""Every benchmark, one after the other, then the table of bench/README.md: ``make bench`` (about two hours on two cores, mostly training).
+"""Every benchmark, one after the other, then the table of bench/README.md: ``make bench`` (hours, mostly training, which is kept).
 
     python bench/run.py [--quick]     --quick leaves the trainings out
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
-QUICK = ["listing.py", "reading.py", "augmentation.py", "inference.py --repeats 2"]
+QUICK = ["listing.py", "reading.py", "augmentation.py", "inference.py --repeats 2", "pls_net.py", "metrics.py", "report.py", "evaluate.py"]
 LONG = ["accuracy.py hippocampus --minutes 8", "accuracy.py hippocampus --minutes 20", "accuracy.py kvasir --minutes 8"]
 
 

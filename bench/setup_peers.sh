@@ -10,7 +10,8 @@ pip() { "$ENV/bin/python" -m pip install --quiet "$@"; }
 # torch first and pinned, so that nothing below chooses another build.
 pip torch==2.13.0
 pip numpy scipy nibabel SimpleITK pandas scikit-learn scikit-image imageio tifffile matplotlib seaborn tqdm requests einops blosc2 \
-    safetensors psutil yacs graphviz threadpoolctl fft-conv-pytorch rich typer humanize deprecated jaxtyping
+    safetensors psutil yacs graphviz threadpoolctl fft-conv-pytorch rich typer humanize deprecated jaxtyping \
+    connected-components-3d
 # These pull in torchvision or timm when their dependencies are followed, and none of the code measured here uses either.
 pip --no-deps nnunetv2==2.8.1 batchgeneratorsv2==0.3.6 batchgenerators dynamic-network-architectures acvl-utils future unittest2 \
     monai==1.6.1 torchio==1.2.1
@@ -23,5 +24,6 @@ PY
 "$ENV/bin/python" - <<'PY'
 import batchgeneratorsv2, monai, torchio  # noqa: F401
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: F401
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: F401
 print("peers: imports verified")
 PY

@@ -77,7 +77,8 @@ def test_predict_evaluate(folder, run, tmp_path):
     scores = json.loads(vesalius("evaluate", "--pred", tmp_path / "pred", "--ref", folder, "--json").stdout)
     values = [r["value"] for r in scores if r["metric"] == "dsc"]
     assert len(values) == 8 and np.mean(values) > 0.5
-    assert "exists" in vesalius("predict", run, folder / "images", "--out", tmp_path / "pred", code=3).stderr
+    again = vesalius("predict", run, folder / "images", "--out", tmp_path / "pred")
+    assert "8 of 8 are there already" in again.stderr and again.stdout == f"8 label files in {tmp_path / 'pred'}\n"
 
 
 def test_a_missing_prediction_is_a_row_and_an_exit_code(folder, run, tmp_path):
@@ -112,6 +113,8 @@ def test_compare_writes_a_report(folder, tmp_path):
         (["train", "unet", "--data", "phantom:shape-2d", "--out", "x"], 2, "did you mean 'shapes-2d'"),
         (["predict", "/nowhere", "a.nii.gz", "--out", "x"], 4, "no such run folder"),
         (["train", "unet", "--out", "x"], 2, "--data"),
+        (["train", "unet", "--data", "phantom:shapes-2d", "--out", "x", "--device", "cuda:0,1"], 2, "one device"),
+        (["train", "unet", "--data", "phantom:shapes-2d", "--out", "x", "--fold", "7"], 2, "0 to 4"),
         (["train", "saliency-acm", "--data", "phantom:shapes-3d", "--out", "x"], 2, "2D"),
     ],
 )

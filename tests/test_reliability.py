@@ -14,14 +14,15 @@ import pytest
 import torch
 
 from vesalius.core.case import Case, Image
-from vesalius.core.errors import DataError, RunError
+from vesalius.core.errors import DataError, ResourceError, RunError, UsageError
 from vesalius.core.geometry import Geometry
 from vesalius.core.manifest import Manifest
 from vesalius.core.plan import Plan
 from vesalius.datasets import open_dataset
 from vesalius.engine import api, checkpoint
-from vesalius.engine.infer import infer, infer_in_slabs
+from vesalius.engine.infer import infer, infer_in_blocks
 from vesalius.engine.plan import memory_gib
+from vesalius.io import header
 from vesalius.methods.learned import LearnedMethod
 from vesalius.methods.planned import PlannedUNet
 
@@ -32,10 +33,12 @@ CANARY = "ZZPHI^CANARY"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return api.train("unet", "phantom:shapes-3d", tmp_path_factory.mktemp("run") / "unet", iterations=3, plan_overrides=SMALL)
+    small = {**SMALL, "threads": 1, "patch": (24, 24, 24)}
+    return api.train("unet", "phantom:shapes-3d", tmp_path_factory.mktemp("run") / "unet", iterations=3, plan_overrides=small)
 
 
 def volume(path: Path, shape, affine=None, **header) -> Path:
+    path.parent.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     image = nib.Nifti1Image(rng.normal(0, 200, shape).astype(np.int16), np.eye(4) if affine is None else affine)
     for key, value in header.items():
@@ -203,25 +206,163 @@ class Threshold(LearnedMethod):
 
 
 @pytest.mark.parametrize("direction", [np.eye(3), np.diag([-1, -1, 1]), np.eye(3)[:, [2, 0, 1]]])
-def test_slabs_equal_the_whole(direction):
-    """44: voxel for voxel, in any orientation, however thin the slabs; the person is told."""
+@pytest.mark.parametrize("rule", ["zscore", "unit", "byte"])
+@pytest.mark.parametrize("crop", [False, True])
+def test_blocks_equal_the_whole(direction, rule, crop):
+    """44: voxel for voxel, in any orientation, however small the blocks; the person is told."""
     geometry = Geometry.of((13, 11, 47), (1.0, 1.5, 2.0), (3, -4, 5), direction)
-    image = Image(np.random.default_rng(1).normal(100, 30, (1, *geometry.shape)).astype(np.float32), geometry)
-    case = Case("a", images={"MR": image})
-    plan = Plan(3, channels=("MR",), classes=("background", "one"), patch=(8, 8, 8), normalise={"MR": "zscore"})
+    data = np.random.default_rng(1).normal(100, 30, (1, *geometry.shape)).astype(np.float32)
+    if crop:
+        data[..., :5] = data.min()
+    case = Case("a", images={"MR": Image(data, geometry)})
+    plan = Plan(3, channels=("MR",), classes=("background", "one"), patch=(4, 4, 4), normalise={"MR": rule}, crop_to_body=crop)
     method = Threshold(plan, Manifest("m", Path(), 3, ("MR",), {"background": 0, "one": 1}, ()))
     whole = infer(method, case, plan).label
-    for gib in (0.0, memory_gib(plan, geometry.shape) / 2):
-        parts = infer_in_slabs(method, case, plan, gib=gib)
-        assert parts.label.geometry == geometry and "slabs" in parts.notes[0]
+    assert set(np.unique(whole.data)) == {0, 1} if rule != "byte" else True
+    for share in (0.5, 0.2):
+        parts = infer_in_blocks(method, case, plan, gib=share * memory_gib(plan, geometry.shape))
+        assert parts.label.geometry == geometry and "blocks" in parts.notes[0]
         np.testing.assert_array_equal(parts.label.data, whole.data)
+    with pytest.raises(ResourceError, match="not even a block"):
+        infer_in_blocks(method, case, plan, gib=1e-9)
 
 
-def test_a_large_file_is_predicted_in_slabs(trained, tmp_path, monkeypatch):
+def test_a_large_file_is_predicted_in_blocks(trained, tmp_path, monkeypatch):
+    """44: as much memory as nearly suffices for the whole."""
     import psutil
 
-    path = volume(tmp_path / "long.nii.gz", (30, 28, 90), np.diag([-1, -1, 2, 1]))
-    free = psutil.virtual_memory()
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=2**22))
+    path = volume(tmp_path / "long.nii.gz", (20, 22, 200), np.diag([-1, -1, 2, 1]))
+    free, need = psutil.virtual_memory(), api.need_gib(trained.plan, header(path)[1])
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=int(0.95 * need * 2**30)))
+    blocks, cut = [], api.infer_in_blocks
+    monkeypatch.setattr(api, "infer_in_blocks", lambda *a, **k: blocks.append(cut(*a, **k)) or blocks[-1])
     (made,) = api.predict(trained, path, tmp_path / "out")
-    assert nib.load(made).shape == (30, 28, 90) and np.allclose(nib.load(made).affine, nib.load(path).affine)
+    assert nib.load(made).shape == (20, 22, 200) and np.allclose(nib.load(made).affine, nib.load(path).affine)
+    assert "predicted in blocks" in blocks[0].notes[0]
+
+
+QUICK = {"iterations": 40, "validations": 0, "plan_overrides": {**SMALL, "threads": 1, "patch": (32, 32)}}
+STOPPED = """
+import sys, time
+from vesalius import cli
+from vesalius.engine import api, fit
+train, update, quick = api.train, fit._update, %r
+quick["plan_overrides"]["workers"] = %d
+api.train = lambda *a, **k: train(*a, **{**k, **quick})
+def _update(*a):
+    time.sleep(0.1)
+    return update(*a)
+fit._update = _update
+sys.argv = ["vesalius", "train", "unet", "--data", "phantom:shapes-2d", "--out", %r, "--quiet"]
+cli.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    api.train("unet", "phantom:shapes-2d", out := tmp_path_factory.mktemp("whole") / "run", **QUICK)
+    return out
+
+
+def begun(out: Path, workers: int = 0) -> subprocess.Popen:
+    """A training that has taken its first steps, in a process group of its own."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    code = STOPPED % (QUICK, workers, str(out))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    for _ in range(6000):
+        if (out / "log.csv").exists() or process.poll() is not None:
+            break
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_sigterm_saves_and_resumes_bitwise(uninterrupted, tmp_path, number, code):
+    """39, 49: SIGTERM, and SIGHUP of a closed terminal, stop as Ctrl-C does; the weights at the end are those of an unbroken run."""
+    process = begun(tmp_path / "run")
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == code and "--resume" in error and "Traceback" not in error, error
+    step = checkpoint.read(tmp_path / "run" / "checkpoint" / "main.safetensors")[1]["step"]
+    assert 0 < step < 40 and not (tmp_path / "run" / ".lock").exists()
+    api.train("unet", "phantom:shapes-2d", tmp_path / "run", resume=True, **QUICK)
+    whole, parts = (checkpoint.read(run / "method.safetensors")[0] for run in (uninterrupted, tmp_path / "run"))
+    assert whole.keys() == parts.keys() and all(np.array_equal(whole[k], parts[k]) for k in whole)
+
+
+def test_sigterm_to_the_whole_group(tmp_path):
+    """49: a scheduler tells the workers as well; whoever is faster, the exit code is 143 and nobody is left."""
+    process = begun(tmp_path / "run", workers=1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 143 and "Traceback" not in error and "should not have happened" not in error, error
+    assert not (tmp_path / "run" / ".lock").exists()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+TERMINATED = """
+import os, signal, sys
+from vesalius import cli
+from vesalius.engine import api
+write, made = api.write_labels, []
+def write_labels(*a, **k):
+    write(*a, **k)
+    made.append(a)
+    if len(made) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+api.write_labels = write_labels
+sys.argv = ["vesalius", "predict", %r, %r, "--out", %r, "--quiet"]
+cli.main()
+"""
+
+
+def test_a_prediction_ends_at_sigterm_with_whole_files(trained, tmp_path):
+    """38, 49: 143, no half file and no temporary one; the same command goes on."""
+    for i in range(4):
+        volume(tmp_path / "in" / f"{i}.nii.gz", (20, 20, 20))
+    code = TERMINATED % (str(trained.folder), str(tmp_path / "in"), str(tmp_path / "out"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 143 and "what was predicted is kept" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.nii.gz", "1.nii.gz"]
+    assert nib.load(tmp_path / "out" / "1.nii.gz").get_fdata().shape == (20, 20, 20)
+    assert len(api.predict(trained, tmp_path / "in", tmp_path / "out")) == 4
+
+
+def test_letters_a_terminal_cannot_show():
+    """49: no TTY, NO_COLOR, cp1252 or plain ASCII: every listing is printed, nothing is coloured."""
+    for encoding, args in (("cp1252", ["methods"]), ("ascii", ["datasets"])):
+        env = {**os.environ, "PYTHONIOENCODING": encoding, "NO_COLOR": "1"}
+        done = subprocess.run([BIN, *args], capture_output=True, env=env)
+        assert done.returncode == 0 and b"\x1b" not in done.stdout + done.stderr and b"error:" not in done.stderr, done.stderr
+
+
+def test_a_clock_that_jumps_back(tmp_path, monkeypatch):
+    """50: nothing that is learnt or waited for asks the wall clock."""
+    now = iter(range(10**6, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    done = api.train("unet", "phantom:shapes-2d", tmp_path / "run", iterations=3, plan_overrides=SMALL)
+    assert done.record["seconds"] >= 0 and done.record["status"] == "finished"
+
+
+def test_plain_mistakes_in_a_runs_files(trained, tmp_path):
+    """36, 37: another version, an unknown field, JSON that is none: the file and the difference are named."""
+    import shutil
+
+    shutil.copytree(trained.folder, tmp_path / "run")
+    plan, run = tmp_path / "run" / "plan.json", tmp_path / "run" / "run.json"
+    good = json.loads(plan.read_text())
+    for text, words in (
+        ("{", "plan.json:1.*not valid JSON"),
+        (json.dumps({**good, "ptach": 3}), "unknown fields.*ptach"),
+        (json.dumps({**good, "version": 99}), "another version; found 99"),
+    ):
+        plan.write_text(text)
+        with pytest.raises(RunError, match=words):
+            api.open_run(tmp_path / "run")
+    plan.write_text(json.dumps(good))
+    run.write_text(json.dumps({**json.loads(run.read_text()), "version": 0}))
+    with pytest.raises(RunError, match="another version; found 0"):
+        api.open_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="[Dd]id you mean 'unet'"):
+        api.train("unte", "phantom:shapes-2d", tmp_path / "x")

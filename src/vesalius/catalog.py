@@ -28,6 +28,9 @@ HOMES = (
     "vesalius.methods.guided",
     "vesalius.methods.shape",
     "vesalius.methods.fewer_labels",
+    "vesalius.methods.anatomy",
+    "vesalius.methods.raters",
+    "vesalius.methods.trust",
 )
 
 

@@ -1,6 +1,6 @@
 """The command line: verbs on the user's own folder. Tables and the last line go to stdout, progress to stderr, errors are one sentence.
 
-Exit codes: 0 done, 2 usage, 3 data, 4 run folder or checkpoint, 5 resources, 130 interrupted, 1 anything else.
+Exit codes: 0 done, 2 usage, 3 data, 4 run folder or checkpoint, 5 resources, 130 interrupted, 143 terminated, 1 anything else.
 Nothing heavy is imported before a command needs it.
 """
 
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,20 +30,31 @@ app.add_typer(methods_app, name="methods")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or one of several GPUs as cuda:N.")]
 Data = Annotated[str, typer.Option("--data", "-d", help="A dataset folder, CSV, or phantom:NAME.")]
 Minutes = Annotated[float | None, typer.Option(help="Training time per run, minutes.", min=0.01)]
+_STOPPED = "terminated; what was saved before is usable. Continue with --resume"
+Metrics = Annotated[list[str] | None, typer.Option("--metric", help="Only this metric; repeat for more.")]
 Iterations = Annotated[int | None, typer.Option(help="Training iterations per run.", min=1)]
 
 
 def main() -> None:
     """Entry point: one sentence for every foreseen error, no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows '?'
+    stopped = _stopped_by()
     try:
-        sys.exit(app(standalone_mode=False))  # an Exit's code comes back as the value
+        code = app(standalone_mode=False)  # an Exit's code comes back as the value, and so does a KeyboardInterrupt
+        if code == 130:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except VesaliusError as e:
-        _fail(str(e), e.exit_code)
+        code = stopped() if e.exit_code in (130, 5) else 0  # 5: the whole process group was told to stop, and a worker was faster
+        _fail(_STOPPED if code and e.exit_code == 5 else str(e), code or e.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted.", 130)
+        code = stopped() or 130
+        _fail("interrupted." if code == 130 else "terminated.", code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -52,11 +65,52 @@ def main() -> None:
             _fail(e.format_message(), 2)
         if os.environ.get("VESALIUS_DEBUG"):
             raise
+        code = stopped()
+        if code:
+            _fail(_STOPPED, code)
         _fail(f"this should not have happened: {type(e).__name__}: {e}. VESALIUS_DEBUG=1 shows where; please report it.", 1)
+
+
+def _stopped_by() -> Callable[[], int]:
+    """SIGTERM, and SIGHUP of a terminal that was closed, end a command as Ctrl-C does: nothing half-written. Returns a function that gives
+    the exit code of the first such signal (130, 143, 129), or 0; it also sees the signals that a training handles by itself."""
+    if os.name != "posix":
+        return lambda: 0
+    ends = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    reading, writing = os.pipe()
+    for end in (reading, writing):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def stop(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def hang_up(number: int, _frame: object) -> None:
+        signal.raise_signal(signal.SIGTERM)  # whoever handles that one by now
+
+    def leave_alone() -> None:  # in worker processes
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, hang_up)
+    os.register_at_fork(after_in_child=leave_alone)
+
+    def code() -> int:
+        try:
+            seen = os.read(reading, 1 << 16)
+        except BlockingIOError:
+            return 0
+        return next((128 + number for number in seen if number in ends), 0)
+
+    return code
 
 
 def _fail(text: str, code: int) -> None:
     print(f"error: {text}", file=sys.stderr)
+    if code > 128:
+        sys.unraisablehook = lambda _: None  # what loaders complain about when their workers are gone already
     sys.exit(code)
 
 
@@ -66,12 +120,26 @@ def _progress(quiet: bool):
     return Progress(quiet)
 
 
-def _settings(pairs: list[str]) -> dict[str, str]:
+def _whole(text: str, where: str) -> int:
+    number = _number(text, where)
+    if number != int(number):
+        raise UsageError("not a whole number", where=where, found=text)
+    return int(number)
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError("not a number", where=where, found=text) from None
+
+
+def _settings(pairs: list[str], where: str = "--set") -> dict[str, str]:
     out = {}
     for pair in pairs:
         key, sep, value = pair.partition("=")
         if not sep or not key:
-            raise UsageError("an option is given as key=value", where="--set", found=pair)
+            raise UsageError("an option is given as key=value", where=where, found=pair)
         out[key.strip()] = value.strip()
     return out
 
@@ -163,6 +231,8 @@ def check(data: Annotated[str, typer.Argument(metavar="DATA")], as_json: Json = 
 
     manifest = open_dataset(data)
     findings = [asdict(f) for f in run(manifest, quick=quick, workers=workers)]
+    if manifest.regions:
+        findings.append({"level": "warning", "where": manifest.name, "text": manifest.regions_rule})
     if as_json or findings:
         _print(findings, as_json)
     errors = sum(f["level"] == "error" for f in findings)
@@ -184,8 +254,11 @@ def train(
     iterations: Iterations = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A method's option, key=value; repeat for more.")] = None,
     part: Annotated[list[str] | None, typer.Option("--part", help="A method inside the method, name=slug.")] = None,
-    folds: Annotated[int | None, typer.Option(help="Train once per fold, into OUT/fold_0, OUT/fold_1, ...", min=2)] = None,
-    fold: Annotated[int | None, typer.Option(help="Only this fold of --folds (default 5).", min=0)] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(help="Train once per fold, into OUT/fold_0, OUT/fold_1, ...; as many as the dataset declares, if it does.", min=1),
+    ] = None,
+    fold: Annotated[int | None, typer.Option(help="Only this fold of --folds (default: as many as declared, or 5).", min=0)] = None,
     labelled: Annotated[int | None, typer.Option(help="Keep the labels of so many training patients only.")] = None,
     seed: int = 0,
     patience: Annotated[int | None, typer.Option(help="Stop after so many validations without improvement.")] = None,
@@ -197,7 +270,7 @@ def train(
     """Train METHOD on a dataset."""
     from .engine import api
 
-    wanted = [None] if folds is None and fold is None else ([fold] if fold is not None else list(range(folds or 5)))
+    wanted = [None] if folds is None and fold is None else ([fold] if fold is not None else list(range(folds)))
     rows = []
     for k in wanted:
         where = out if k is None else out / f"fold_{k}"
@@ -212,7 +285,7 @@ def train(
             minutes=minutes,
             patience=patience,
             fold=k,
-            folds=folds or 5,
+            folds=folds,
             labelled=labelled,
             resume=resume,
             device=device,
@@ -231,13 +304,20 @@ def predict(
     format: Annotated[str | None, typer.Option(help="File ending, e.g. .nii.gz, .nrrd, .png; default: the input's kind.")] = None,
     probability: Annotated[bool, typer.Option(help="Also write the class probabilities.")] = False,
     split: Annotated[str | None, typer.Option(help="Of a dataset: only these cases (train, val, test).")] = None,
-    overwrite: bool = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict anew what is there; else what this RUN wrote is kept.")] = False,
+    tta: Annotated[
+        bool | None, typer.Option("--tta/--no-tta", help="Average over mirrored windows, or not (faster); default: as planned.")
+    ] = None,
     backend: Annotated[str, typer.Option(help="auto, torch or openvino.")] = "auto",
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Predict files, folders or a dataset with a trained RUN; labels lie on each input's own grid."""
+    """Predict files, folders or a dataset with a trained RUN; labels lie on each input's own grid.
+
+    A folder holds one case a file (or <case>_0000, <case>_0001, ... for several channels), or DICOM series. A prediction that was stopped
+    goes on when the same command is given again.
+    """
     from .engine import api
 
     given: Any = inputs[0] if len(inputs) == 1 else inputs
@@ -248,6 +328,7 @@ def predict(
         format=format,
         probability=probability,
         overwrite=overwrite,
+        tta=tta,
         backend=backend,
         device=device,
         split=split,
@@ -262,34 +343,44 @@ def predict(
 @app.command()
 def evaluate(
     pred: Annotated[Path, typer.Option("--pred", help="Folder of label files named <case>.*")],
-    ref: Annotated[str, typer.Option("--ref", help="The dataset with the references.")],
+    ref: Annotated[str, typer.Option("--ref", help="The dataset with the references, or a folder of label files.")],
     split: Annotated[str | None, typer.Option(help="Only these cases.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for scores.csv and summaries.")] = None,
+    metric: Metrics = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="Another tool's label value, structure=value; repeat. Other values are background.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one a core from 32 cases on.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for report.html, scores.csv and summaries.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score anybody's predictions against a dataset's references, on the original grid. Exit code 3 when one is missing or unusable."""
-    from .engine import api
-    from .report.tables import summarise, write_tables
+    """Score anybody's predictions against references, on the original grid. Exit code 3 when one is missing or unusable."""
+    from .engine.evaluate import RULES, evaluate
+    from .report.tables import summarise
 
-    rows, problems = api.evaluate(pred, ref, split=split, progress=_progress(quiet))
-    records = [{**r.to_json(), "method": pred.name} for r in rows]
-    if out is not None:
-        write_tables(out, records)
+    values = {name: _whole(value, "--label") for name, value in _settings(label or [], "--label").items()}
+    given = {"metrics": tuple(metric or RULES), "split": split, "labels": values or None, "workers": workers}
+    done = evaluate(pred, ref, **given, progress=_progress(quiet))
+    records = done.records()
+    page = done.write(out, command=" ".join(["vesalius", *sys.argv[1:]])) if out is not None else None
     _print(
         summarise(records) if not as_json else records,
         as_json,
         () if as_json else ("structure", "metric", "mean", "low", "high", "median", "n", "undefined"),
     )
-    for problem in problems:
-        print(f"problem: {problem}", file=sys.stderr)
-    if problems:
+    if page is not None and not as_json:
+        print(f"report: {page}")
+    for problem in done.problems:
+        print(f"{'problem' if problem.level == 'error' else 'note'}: {problem}", file=sys.stderr)
+    if done.failed:
         raise typer.Exit(3)
 
 
 @app.command()
 def compare(
-    methods: Annotated[list[str], typer.Argument(metavar="METHOD METHOD...")],
+    methods: Annotated[
+        list[str], typer.Argument(metavar="METHOD METHOD...", help="Slugs, folders of finished runs, or folders of label files.")
+    ],
     data: Data,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the comparison; default runs/compare-<data>.")] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 1,
@@ -298,11 +389,16 @@ def compare(
     iterations: Iterations = None,
     labelled: Annotated[int | None, typer.Option(help="Keep the labels of so many training patients only.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value; repeat for more.")] = None,
+    metric: Metrics = None,
+    margin: Annotated[list[str] | None, typer.Option("--margin", help="Of non-inferiority, metric=value; repeat for more.")] = None,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train and test several methods under one split and plan, and write the report. Started again, it goes on where it was."""
+    """Train and test several methods under one split and plan, and write the report. Started again, it goes on where it was.
+
+    Finished runs and folders of label files are compared as they are; runs of another manifest or split are refused.
+    """
     from .engine import api
 
     options: dict[str, dict[str, str]] = {}
@@ -326,6 +422,8 @@ def compare(
         labelled=labelled,
         options=options,
         device=device,
+        margin={name: _number(value, "--margin") for name, value in _settings(margin or [], "--margin").items()},
+        **({"metrics": tuple(metric)} if metric else {}),
         progress=_progress(quiet),
     )
     _summary(target, page, as_json)
@@ -358,6 +456,50 @@ def demo(
         title="Tumour bed in breast CT: does the clips' saliency help?",
     )
     _summary(out, page, as_json)
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    data: Data,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the page; default RUN/audit/<data>.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only these cases (train, val, test).")] = None,
+    by: Annotated[list[str] | None, typer.Option("--by", help="A table column that makes groups; repeat for more. Default: all.")] = None,
+    trained_on: Annotated[str | None, typer.Option("--trained-on", help="The training data, where they moved.")] = None,
+    bench: Annotated[int, typer.Option(help="So many cases' images are damaged on purpose.", min=0)] = 8,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="judge.key=value, e.g. chexmask.references=3; repeat for more.")] = None,
+    seed: int = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Can RUN be trusted on DATA? Out-of-distribution scores, predicted quality, group gaps, calibration, damaged images: one page."""
+    from .engine.audit import audit as look
+
+    options: dict[str, dict[str, str]] = {}
+    for key, value in _settings(set_ or []).items():
+        judge, _, name = key.rpartition(".")
+        options.setdefault(judge, {})[name] = value
+    done = look(
+        run,
+        data,
+        out,
+        split=split,
+        by=by or (),
+        trained_on=trained_on,
+        bench=bench,
+        options=options,
+        device=device,
+        seed=seed,
+        progress=_progress(quiet),
+    )
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"verdict": done.verdict, "notes": done.notes, "rows": [r.to_json() for r in done.rows]}, indent=1, default=str))
+        return
+    print(done.verdict)
+    print(f"report: {done.page}")
 
 
 @app.command()

@@ -40,7 +40,7 @@ def make(card, manifest, seed: int = 0):
     plan, _ = api.plan_for(manifest, split, overrides=SMALL)
     plan = api._for_card(plan.derive(patch=tuple(min(p, 24 if plan.dims == 3 else 64) for p in plan.patch)), card.slug)
     torch.manual_seed(seed)
-    return manifest, plan, catalog.build(card.slug, plan, manifest)
+    return manifest, plan, catalog.build(card.slug, plan, manifest, options=card.small)
 
 
 def excepted(card, law: str) -> bool:
@@ -168,7 +168,7 @@ def test_train_save_open_predict(slug, tmp_path):
     manifest = open_dataset(phantom(card))
     split = manifest.split()
     few = Split(split.train[:8] if card.supervision != "semi" else split.train, (), split.test[:1])
-    done = api.train(slug, manifest, tmp_path / "run", iterations=3, plan_overrides={**SMALL}, split=few)
+    done = api.train(slug, manifest, tmp_path / "run", options=dict(card.small), iterations=3, plan_overrides={**SMALL}, split=few)
     case = api.reader(manifest)(few.test[0])
     again = api.open_run(tmp_path / "run")
     assert np.array_equal(infer(done.method, case, done.plan).label.data, infer(again.method, case, again.plan).label.data)

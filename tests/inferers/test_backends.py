@@ -4,13 +4,14 @@ import importlib.util
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import nn
 
 from vesalius.core.errors import RunError, UsageError
-from vesalius.inferers import SlidingWindow, accelerate, backends
+from vesalius.inferers import SlidingWindow, accelerate, backends, int8
 from vesalius.inferers.backends import label_agreement
 
 PROBE = torch.randn((1, 1, 16, 16, 16), generator=torch.Generator().manual_seed(3)).cumsum(2)
@@ -58,7 +59,7 @@ def test_two_dimensional_windows():
 
 def test_auto_tries_all_and_keeps_the_fastest_that_agrees(monkeypatch):
     times = iter([4.0, 1.0, 2.0])
-    monkeypatch.setattr(backends, "computes_bf16", lambda: True)
+    monkeypatch.setattr(backends, "computes", lambda precision: True)
     monkeypatch.setattr(backends, "_openvino", lambda module, probe, hint: module if hint == "f32" else (lambda x: -module(x)))
     monkeypatch.setattr(backends, "_torch_bf16", lambda module, probe: module)
     monkeypatch.setattr(backends, "_seconds", lambda run, probe, limit: next(times))
@@ -75,6 +76,51 @@ def test_a_backend_that_disagrees_is_refused(monkeypatch):
     assert forward.choice["backend"] == "torch" and forward.choice["candidates"]["openvino fp32"]["agreement"] < 0.995
     with torch.no_grad():
         assert torch.equal(forward(PROBE), module(PROBE))
+
+
+class Deep(nn.Module):
+    """Four spatial convolutions; the second and third do most of the work."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = (1, 16, 32, 16, 3)
+        blocks = [nn.Sequential(nn.Conv3d(a, b, 3, padding=1), nn.InstanceNorm3d(b), nn.LeakyReLU(0.01)) for a, b in pairwise(sizes)]
+        self.body = nn.Sequential(*blocks)
+
+    def forward(self, image):
+        return self.body(image)
+
+
+def test_int8_is_calibrated_and_judged_on_windows_of_the_image():
+    pytest.importorskip("openvino", reason="the extra [fast] is not installed")
+    module = Deep().eval()
+    windows = torch.cat([PROBE, PROBE.flip(2), PROBE.flip(3), PROBE.flip(4)])
+    with torch.no_grad():
+        assert list(int8.heavy_convolutions(module, windows)) == ["body.1.0", "body.2.0"]
+    forward = accelerate(module, tuple(windows.shape), backend="openvino", precision="int8", agreement=0.9, probe=windows)
+    assert (forward.choice["backend"], forward.choice["precision"]) == ("openvino", "int8"), forward.choice
+    with torch.no_grad():
+        found, wanted = forward(windows), module(windows)
+    off = (found - wanted).abs()
+    assert 1e-4 < off.mean() < 0.05, "rounded to 8 bits, and not worse"
+
+
+def test_int8_needs_windows_that_can_judge_it():
+    one = fast(Deep(), precision="int8").choice
+    assert one["backend"] == "torch" and "cannot judge" in one["candidates"]["openvino int8"]["refused"]
+    module, windows = Net().eval(), PROBE.repeat(4, 1, 1, 1, 1)
+    module.body[-1].weight.data.zero_()
+    module.body[-1].bias.data.copy_(torch.tensor([1.0, 0, 0]))
+    empty = accelerate(module, tuple(windows.shape), precision="int8", probe=windows).choice
+    assert empty["backend"] == "torch" and "0 judged" in empty["candidates"]["openvino int8"]["refused"]
+
+
+def test_int8_of_a_network_without_heavy_convolutions_is_refused():
+    pytest.importorskip("openvino", reason="the extra [fast] is not installed")
+    windows = PROBE.repeat(4, 1, 1, 1, 1)
+    choice = accelerate(Net().eval(), tuple(windows.shape), precision="int8", probe=windows).choice
+    assert choice["backend"] == "torch" and "no convolution" in choice["candidates"]["openvino int8"]["refused"]
 
 
 def test_missing_openvino_falls_back_and_says_why(monkeypatch):
@@ -130,7 +176,7 @@ def test_mistakes_are_refused():
     with pytest.raises(UsageError, match="backend"):
         fast(Net(), backend="tensorrt")
     with pytest.raises(UsageError, match="precision"):
-        fast(Net(), precision="int8")
+        fast(Net(), precision="int4")
     with pytest.raises(UsageError, match="probe"):
         accelerate(Net().eval(), (1, 1, 8, 8, 8), probe=PROBE)
     with pytest.raises(RunError, match="training"):

@@ -199,3 +199,15 @@ def test_monai_s_own_gaussian_is_close(monai_sliding):
     theirs = monai_sliding(image[None], (16, 16, 16), 1, forward, overlap=0.5, mode="gaussian")[0]
     inside = (ours - theirs).abs()[:, 8:-8, 8:-8, 8:-8]
     assert inside.median() < 2e-3 and inside.mean() < 0.01 * theirs.abs().mean()
+
+
+def test_some_windows_are_the_image_s_own_and_spread():
+    image = torch.arange(12 * 10.0).reshape(1, 12, 10)
+    inferer = SlidingWindow((4, 4))
+    every = inferer.some(image, 1000)
+    assert len(every) == inferer.count((12, 10)) and torch.equal(every[0], image[:, :4, :4]) and torch.equal(every[-1], image[:, -4:, -4:])
+    few = inferer.some(image, 3)
+    assert few.shape == (3, 1, 4, 4) and len(few.unique(dim=0)) == 3
+    assert all(any(torch.equal(w, e) for e in every) for w in few)
+    small = inferer.some(image[:, :2], 5)
+    assert torch.equal(small[0, 0, 1:3], image[0, :2, :4]) and not small[:, :, 0].any() and not small[:, :, 3].any()

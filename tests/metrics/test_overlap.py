@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from vesalius.core.errors import GeometryError
+from vesalius.core.errors import GeometryError, UsageError
 from vesalius.metrics import overlap
 
 EMPTY, FULL, ONE = np.zeros((3, 4), bool), np.ones((3, 4), bool), np.eye(3, 4, dtype=bool)
@@ -56,3 +56,23 @@ def test_volumes_by_hand():
 def test_only_boolean_masks_of_one_shape(p, r):
     with pytest.raises(GeometryError):
         overlap.dsc(p, r)
+
+
+def test_agreement_measures_equal_scikit_learn():
+    rng = np.random.default_rng(7)
+    for _ in range(60):
+        p, r = rng.random((2, rng.integers(2, 40))) < rng.random((2, 1))
+        if 0 < r.sum() < r.size and 0 < p.sum() < p.size:
+            assert overlap.mcc(p, r) == pytest.approx(sk.matthews_corrcoef(r, p), abs=1e-12)
+            assert overlap.kappa(p, r) == pytest.approx(sk.cohen_kappa_score(r, p), abs=1e-12)
+            assert overlap.balanced_accuracy(p, r) == pytest.approx(sk.balanced_accuracy_score(r, p))
+            for beta in (0.5, 1, 2):
+                assert overlap.f_beta(p, r, beta=beta) == pytest.approx(sk.fbeta_score(r, p, beta=beta))
+            assert overlap.f_beta(p, r, beta=1) == pytest.approx(overlap.dsc(p, r))
+
+
+def test_mcc_of_large_images_does_not_overflow():
+    c = overlap.Counts(10**9, 10**8, 10**7, 10**12)
+    assert overlap.mcc(c) == pytest.approx(0.9488, abs=1e-3) and 0 < overlap.kappa(c) < 1
+    with pytest.raises(UsageError):
+        overlap.f_beta(c, beta=0)

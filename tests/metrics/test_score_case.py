@@ -7,7 +7,7 @@ import pytest
 from vesalius.core.case import IGNORE, LabelMap
 from vesalius.core.errors import DataError, GeometryError, UsageError
 from vesalius.core.geometry import Geometry
-from vesalius.metrics import DEFAULT, METRICS, score_case
+from vesalius.metrics import DEFAULT, METRICS, overlap, score_case, surface
 
 NAMES = ("background", "kidney", "tumour")
 GRID = Geometry.of((8, 9, 10), (1.0, 1.0, 3.0))
@@ -98,3 +98,24 @@ def test_every_metric_of_the_table_runs_and_stays_in_its_range():
 def test_import_is_light():
     code = "import sys, vesalius.metrics; print([m for m in ('torch', 'numba', 'scipy', 'pandas', 'cc3d') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("order", ["C", "F", "mixed"])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64, np.float32])
+def test_one_pass_over_both_volumes_equals_mask_by_mask(order, kind):
+    rng = np.random.default_rng(2)
+    for n in range(6):
+        shape = tuple(rng.integers(1, 9, 2 + n % 2))
+        p, r = rng.integers(0, 5, (2, *shape))  # 3 and 4 are no class: somebody else's labels count for nothing
+        r = np.where(rng.random(shape) < 0.2, IGNORE if kind != np.uint8 else 0, r)
+        grid, layout = Geometry.of(shape, (1.0, 2.0, 3.0)[: len(shape)]), {"C": "CC", "F": "FF", "mixed": "CF"}[order]
+        a, b = (_map(np.asarray(m, kind, order=o), geometry=grid) for m, o in zip((p, r), layout, strict=True))
+        rows = {(s.structure, s.metric): s.value for s in score_case(a, b, case_id="c", metrics=("dsc", "accuracy", "hd", "hd95_sitk"))}
+        spoken = r != IGNORE
+        for k, name in enumerate(NAMES[1:], 1):
+            ours, theirs = (p == k) & spoken, r == k
+            assert rows[name, "dsc"] == overlap.dsc(ours, theirs)
+            assert rows[name, "accuracy"] == pytest.approx(((ours == theirs) & spoken).sum() / spoken.sum() if spoken.any() else None)
+            assert rows[name, "hd"] == surface.hd(surface.surfaces(ours, theirs, grid.spacing))
+            opened = surface.border_distances(ours, theirs, grid.spacing, closed=False)
+            assert rows[name, "hd95_sitk"] == surface.hd95_sitk(opened)

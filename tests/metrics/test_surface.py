@@ -98,7 +98,7 @@ def test_the_distance_equals_brute_force():
         border.flat[0] = at.flat[-1] = True
         gaps = (np.argwhere(at)[:, None] - np.argwhere(border)[None]) * spacing
         expected = np.sqrt((gaps**2).sum(-1)).min(1)
-        np.testing.assert_allclose(surface._nearest(at, border, tuple(spacing)), expected, rtol=1e-13)
+        np.testing.assert_allclose(surface._nearest(np.flatnonzero(at), border, tuple(spacing)), expected, rtol=1e-13)
 
 
 def test_bad_input_is_refused():

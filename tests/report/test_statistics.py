@@ -115,17 +115,45 @@ def test_effect_sizes_in_closed_form():
     assert st.cohens_d([0.1, 0.1, 0.1]) is None and st.cohens_d([1]) is None
 
 
-# ranking
-def test_a_dominant_method_keeps_its_place():
-    x = _gauss(20)
-    r = st.ranking({"good": x + 1, "bad": x, "worst": x - 1})
-    assert r.place == {"good": 1, "bad": 2, "worst": 3} and set(r.stability.values()) == {1.0}
-    assert st.ranking({"good": x + 1, "bad": x}, better="lower").place["bad"] == 1
+def test_hodges_lehmann_of_the_textbook():
+    """Hollander and Wolfe, table 3.1 (depression scores): shift 0.46, 96.1 % interval (0.010, 0.786)."""
+    x = np.array([1.83, 0.50, 1.62, 2.48, 1.68, 1.88, 1.55, 3.06, 1.30])
+    y = np.array([0.878, 0.647, 0.598, 2.05, 1.06, 1.29, 1.06, 3.14, 1.29])
+    found = st.hodges_lehmann(x - y)
+    assert (found["shift"], found["shift_low"], found["shift_high"]) == pytest.approx((0.46, 0.010, 0.786))
 
 
-def test_equal_methods_share_a_place_and_undefined_patients_are_left_out():
-    r = st.ranking({"a": [1, 2, None], "b": [1, 2, 5]})
-    assert r.place == {"a": 1, "b": 1} and r.mean_rank == {"a": 1.5, "b": 1.5} and (r.patients, r.excluded) == (2, 1)
-    assert st.ranking({"a": [None], "b": [1]}).place == {}
-    noisy = st.ranking({"a": _gauss(12, 0, 1), "b": _gauss(12, 0, 2)})
-    assert min(noisy.stability.values()) < 1
+@pytest.mark.parametrize("n", [6, 20, 80])
+def test_the_shift_interval_is_what_the_signed_rank_test_does_not_reject(n):
+    d = _gauss(n, 0.4, n)
+    found = st.hodges_lehmann(d)
+    i, j = np.triu_indices(n)
+    assert found["shift"] == pytest.approx(np.median((d[i] + d[j]) / 2))
+    step = 1e-6
+    inside, outside = (stats.wilcoxon(d - found["shift_low"] - s).pvalue for s in (step, -step))
+    assert inside > 0.05 - 0.003 and outside <= 0.05 + 0.003
+    assert found["shift_low"] < found["shift"] < found["shift_high"]
+
+
+def test_too_few_or_too_many_differences_for_a_shift():
+    assert st.hodges_lehmann([1.0, 2, 3, 4, 5])["shift_low"] is None and st.hodges_lehmann([1.0, 2, 3])["shift"] == 2
+    assert st.hodges_lehmann([])["shift"] is None and st.hodges_lehmann(np.zeros(4001))["shift"] is None
+
+
+def test_cliffs_delta_is_the_scaled_mann_whitney_statistic():
+    assert st.cliffs_delta([1, 2, 3], [1, 2, 3]) == 0 and st.cliffs_delta([4, 5], [1, 2]) == 1 and st.cliffs_delta([], [1]) is None
+    a, b = np.round(_gauss(30, 0.5), 1), np.round(_gauss(25, 0, 1), 1)
+    u = stats.mannwhitneyu(a, b).statistic
+    assert st.cliffs_delta(a, b) == pytest.approx(2 * u / (30 * 25) - 1)
+
+
+def test_non_inferiority_by_hand():
+    assert st.noninferior(-0.01, 0.03, 0.02, "higher") is True and st.noninferior(-0.03, 0.03, 0.02, "higher") is False
+    assert st.noninferior(-1.0, 1.5, 2.0, "lower") is True and st.noninferior(None, None, 1, "lower") is None
+    with pytest.raises(UsageError, match="positive"):
+        st.noninferior(0, 1, 0.0, "higher")
+
+
+def test_effects_use_complete_pairs_only():
+    found = st.paired_difference([0.9, 0.8, None, 0.7], [0.8, None, 0.5, 0.5], list("abcd"))
+    assert found["cliffs_delta"] == pytest.approx(0.5) and found["shift"] == pytest.approx(0.15)

@@ -1,5 +1,6 @@
 import csv
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -45,11 +46,82 @@ def test_summary_by_hand():
     assert _pick(summary, method="sdl", metric="hd95")["excluded"] == 1
 
 
-def test_structures_share_one_holm_family_and_an_overall_row():
-    summary = tables.summarise(rows(structures=("kidney", "tumour")))
-    tests = [r for r in summary if r["metric"] == "dsc" and r["p"] is not None]
-    assert [r["structure"] for r in tests] == [tables.ALL, "kidney", "tumour"]
-    assert all(r["p_holm"] >= r["p"] for r in tests) and tests[0]["p_holm"] == pytest.approx(3 * min(r["p"] for r in tests))
+def test_every_test_of_a_quality_metric_is_in_one_holm_family():
+    found = tables.pairs(rows(("a", "b", "c"), structures=("kidney", "tumour")))
+    by = [(t["metric"], t["structure"], t["a"], t["b"]) for t in found]
+    everyone = [("b", "a"), ("c", "a"), ("c", "b")]
+    assert by == [
+        (m, s, *p) for m in ("dsc", "hd95") for s in (tables.ALL, "kidney", "tumour") for p in everyone if s == tables.ALL or p[1] == "a"
+    ]
+    smallest = min(t["p"] for t in found)
+    assert [t["p_holm"] for t in found if t["p"] == smallest][0] == pytest.approx(min(1.0, len(found) * smallest))
+    assert all(t["p_holm"] >= t["p"] and t["p_permutation_holm"] >= t["p_permutation"] for t in found)
+    summary = tables.summarise(rows(("a", "b", "c"), structures=("kidney", "tumour")))
+    assert _pick(summary, metric="dsc", structure="kidney", method="c")["p_holm"] == found[by.index(("dsc", "kidney", "c", "a"))]["p_holm"]
+
+
+def test_costs_do_not_make_quality_tests_harder():
+    data = rows()
+    cost = [
+        {"case": r["case"], "metric": "seconds", "value": 1.0, "kind": "cost", "method": r["method"]} for r in data if r["metric"] == "dsc"
+    ]
+    with_costs, without = (_pick(tables.summarise(d), metric="dsc", method="sdl")["p_holm"] for d in (data + cost, data))
+    assert with_costs == without
+
+
+def test_a_margin_says_who_is_not_inferior():
+    found = tables.pairs(rows(), margin={"dsc": 0.01})
+    assert [t.get("noninferior") for t in found] == [True, None] and tables.pairs(rows(gain=-0.05), margin={"dsc": 0.01})[0][
+        "noninferior"
+    ] is False
+    with pytest.raises(UsageError, match="dcs"):
+        tables.pairs(rows(), margin={"dcs": 0.01})
+
+
+# subgroups
+def test_subgroups_by_a_column_by_hand():
+    data = rows()
+    site = {f"case{n:03d}": "AB"[n < 6] for n in range(12)}
+    found = tables.subgroups(data, {"site": site})
+    mine = _pick(found, level="A", method="unet")
+    values = [r["value"] for r in data if r["metric"] == "dsc" and r["method"] == "unet" and site[r["case"]] == "A"]
+    assert mine["mean"] == pytest.approx(np.mean(values)) and mine["patients"] == 3 and {r["level"] for r in found} == {"A", "B"}
+
+
+def test_numbers_are_cut_into_thirds_and_names_left_out():
+    cases = [f"case{n:03d}" for n in range(12)]
+    columns = {
+        "age": {c: n for n, c in enumerate(cases)},
+        "note": {c: f"text {c}" for c in cases},
+        "one": dict.fromkeys(cases, 1),
+    }
+    found = tables.subgroups(rows(), columns | {"few": {cases[0]: "yes"}})
+    assert [r["level"] for r in found if r["subgroup"] == "age" and r["method"] == "unet"] == list(tables.THIRDS)
+    assert {r["subgroup"] for r in found} == {"age", "few"}  # neither a text a case nor one level make a subgroup
+    assert [r["level"] for r in found if r["subgroup"] == "few" and r["method"] == "unet"] == ["yes", "unknown"]
+
+
+def test_the_size_of_the_structure_is_cut_within_each_structure():
+    data = rows(structures=("kidney", "tumour"))
+    for r in data:
+        r["reference_ml"] = float(r["case"][4:]) * (100 if r["structure"] == "kidney" else 1)
+        r["predicted_ml"] = 1.0
+    found = [r for r in tables.subgroups(data) if r["method"] == "unet"]
+    assert [r["level"] for r in found] == [*tables.THIRDS, "absent"] and tables.Scores(data).volume_unit == "ml"
+    biggest = [r["value"] for r in data if r["metric"] == "dsc" and r["method"] == "unet" and int(r["case"][4:]) >= 8]
+    assert _pick(found, level="largest third")["mean"] == pytest.approx(np.mean(biggest))
+
+
+def test_rows_that_only_carry_evidence_are_no_values():
+    data = rows() + [{"case": "case000", "method": "unet", "metric": "auroc", "value": None, "evidence": {"p": 0.1}}]
+    data += [{"case": "case001", "method": "unet", "metric": "auroc", "value": None, "note": "no prediction"}]
+    scores = tables.Scores(data)
+    assert scores.metrics == ["dsc", "hd95"] and scores.undefined == 1
+
+
+def test_a_row_without_patient_does_not_change_the_patient():
+    data = [*rows(), {"case": "case000", "metric": "seconds", "value": 1.0, "kind": "cost", "method": "unet"}]
+    assert tables.Scores(data).patient["case000"] == "p000"
 
 
 def test_seeds_are_averaged_by_case_and_do_not_add_patients():
@@ -82,13 +154,17 @@ def test_bad_rows_are_refused():
 def test_files(tmp_path):
     data = rows()
     data[0]["note"] = "=cmd()"
-    summary = tables.write_tables(tmp_path, data, baseline="sdl")
-    assert json.loads((tmp_path / "summary.json").read_text())["rows"] == summary
+    found = tables.write_tables(tmp_path, data, baseline="sdl", problems=[{"what": "extra prediction"}])
+    summary, record = found.summary, json.loads((tmp_path / "summary.json").read_text())
+    assert record["rows"] == summary and record["pairs"] == found.pairs and record["problems"] == [{"what": "extra prediction"}]
+    assert [r["scheme"] for r in record["ranking"]] == ["mean rank", "mean", "significance"]
+    assert sorted(record["files"]) == sorted(p.name for p in tmp_path.iterdir())
+    assert ("scores.parquet" in record["files"]) == (find_spec("pyarrow") is not None)
+    assert json.loads((tmp_path / "scores.json").read_text()) == data
     with open(tmp_path / "scores.csv") as f:
         back = list(csv.DictReader(f))
     assert len(back) == len(data) and back[0]["note"] == "'=cmd()" and float(back[0]["value"]) == data[0]["value"]
     assert {r["value"] for r in back if r["case"] == "case003" and r["method"] == "unet" and r["metric"] == "hd95"} == {""}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["scores.csv", "summary.csv", "summary.json"]
 
 
 def test_shown_as_text():

@@ -16,6 +16,7 @@ class Card:
     generated file. ``takes``: fields of Case that prediction sees ('images:CT', 'roi:lung', 'table:age'); ``learns``: what training
     sees beside them ('labels', 'points:extreme', 'table'); ``gives``: fields of Prediction. ``intensity``: the normalisation the
     method needs instead of the plan's. ``deviations``: what it asks to differ from the common plan, printed beside its numbers.
+    ``small``: options of a configuration small enough for tests (a paper-sized network is not trained there);
     ``test_exceptions``: contract laws a paper breaks by design, with the reason."""
 
     slug: str
@@ -42,6 +43,7 @@ class Card:
     weights: str = ""
     licence: str = "Apache-2.0"
     deviations: tuple[str, ...] = ()
+    small: Mapping[str, object] = field(default_factory=dict)
     test_exceptions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):

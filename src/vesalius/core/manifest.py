@@ -56,7 +56,8 @@ class Split:
 @dataclass(frozen=True)
 class Manifest:
     """A dataset. ``labels``: name -> value in the label files, background first; ``ignore``: the value that means 'nobody said';
-    ``instances``: label files hold object ids; ``regions``: name -> values (nnU-Net's region labels); ``channels``: image names."""
+    ``instances``: label files hold object ids; ``regions``: name -> values (nnU-Net's region labels); ``channels``: image names;
+    ``folds``: declared (train, val) pairs; None: as a column 'fold' of the rows says; (): none, whatever the rows say."""
 
     name: str
     root: Path
@@ -74,6 +75,7 @@ class Manifest:
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     targets: Mapping[str, Any] = field(default_factory=dict)
     mirror: tuple[tuple[str, str], ...] = ()
+    folds: tuple[Split, ...] | None = None
     layout: str = "vesalius"
     built_in: Any = None  # a phantom: CaseRef -> Case without files
 
@@ -117,6 +119,15 @@ class Manifest:
     def classes(self) -> int:
         return len(self.labels)
 
+    @property
+    def regions_rule(self) -> str:
+        """How overlapping regions are learnt, in one sentence; '' where there are none."""
+        if not self.regions:
+            return ""
+        by_value = {v: n for n, v in self.labels.items()}
+        rule = "; ".join(f"{name} = {' + '.join(by_value.get(v, str(v)) for v in values)}" for name, values in self.regions.items())
+        return f"overlapping regions are trained and written as the exclusive classes of the label files' values ({rule})"
+
     # cases
     def __len__(self) -> int:
         return len(self.cases)
@@ -134,24 +145,50 @@ class Manifest:
         return tuple(c.id for c in self.cases if c.split == split)
 
     def only(self, ids: Iterable[str]) -> Manifest:
+        """Some of the cases; folds that were declared for all of them no longer count."""
         keep = set(ids)
-        return replace(self, cases=tuple(c for c in self.cases if c.id in keep))
+        return replace(self, cases=tuple(c for c in self.cases if c.id in keep), folds=())
 
     def digest(self) -> str:
         """sha256 over everything that decides what is learnt: names, labels, rows. (File contents have their own digest in the cache.)"""
         record = [self.name, self.dims, list(self.channels), dict(self.labels), [asdict(c) for c in self.cases]]
+        record += [[f.to_json() for f in self.folds]] if self.folds else []
         return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
 
     # splits
+    @cached_property
+    def declared_folds(self) -> tuple[Split, ...]:
+        """The folds somebody declared: ``folds``, or one for each value of a column 'fold' (numbers in order, then words), whose cases
+        are its validation set; cases without a value train in every fold. () where there are none."""
+        if self.folds is not None:
+            return self.folds
+        rows = [c for c in self.cases if c.split != "test"]
+        values = sorted({c.table["fold"] for c in rows if c.table.get("fold") not in (None, "")}, key=lambda v: (isinstance(v, str), v))
+        if len(values) < 2:
+            return ()
+        parts = [([c.id for c in rows if c.table.get("fold") != v], [c.id for c in rows if c.table.get("fold") == v]) for v in values]
+        return tuple(Split(tuple(train), tuple(val)) for train, val in parts)
+
     def split(
-        self, fold: int | None = None, folds: int = 5, *, val: float = 0.1, test: float = 0.2, seed: int = 0, strata: Mapping | None = None
+        self,
+        fold: int | None = None,
+        folds: int | None = None,
+        *,
+        val: float = 0.1,
+        test: float = 0.2,
+        seed: int = 0,
+        strata: Mapping | None = None,
     ) -> Split:
         """The declared split where there is one, else a patient-wise, stratified, seeded one.
 
         A declared 'test' is never touched; validation cases are taken from the training patients when none are declared (at least one
-        patient, and only where three or more patients train). With ``fold``: fold ``fold`` of ``folds`` over the non-test cases is the
-        validation set, as in nnU-Net. ``strata`` maps case id -> any label; each patient counts as its first case's stratum.
+        patient, and only where three or more patients train). With ``fold``: fold ``fold`` of ``folds`` (default 5) over the non-test
+        cases is the validation set, as in nnU-Net; where folds are declared, it is theirs, and ``folds`` is their number or None.
+        ``strata`` maps case id -> any label; each patient counts as its first case's stratum.
         """
+        if fold is not None and self.declared_folds:
+            return self._declared_fold(fold, folds)
+        folds = 5 if folds is None else folds
         if folds < 2 or max(val, test) > 0.5:
             found, allowed = f"folds {folds}, val {val}, test {test}", "two or more folds, shares up to 0.5"
             raise UsageError("the cases cannot be split so", where=self.name, found=found, allowed=allowed)
@@ -179,7 +216,26 @@ class Manifest:
         drawn = "declared" if any(declared.values()) else f"drawn by patient (seed {seed})"
         return Split(train, tuple(valid), tuple(held), name=drawn if fold is None else f"fold {fold} of {folds}")
 
-    def held_out(self, fold: int | None = None, folds: int = 5, *, seed: int = 0, strata: Mapping | None = None) -> Split:
+    def _declared_fold(self, fold: int, folds: int | None) -> Split:
+        declared = self.declared_folds
+        if folds not in (None, len(declared)):
+            raise UsageError(
+                "the dataset declares its own folds", where=self.name, found=f"{folds} folds asked for", allowed=f"its {len(declared)}"
+            )
+        if not 0 <= fold < len(declared):
+            raise UsageError("no such fold", where=self.name, found=fold, allowed=f"0 to {len(declared) - 1}, as declared")
+        chosen, where = declared[fold], self.root
+        for case in (*chosen.train, *chosen.val):
+            if case not in self._by_id:
+                raise DataError(f"fold {fold} names the unknown case '{case}'", where=where, fix=nearest(str(case), self._by_id))
+        train, val, test = ({self[c].patient for c in ids} for ids in (chosen.train, chosen.val, self.where("test")))
+        for a, b, parts in ((train, val, f"both parts of fold {fold}"), (train | val, test, f"fold {fold} and the test set")):
+            if a & b:
+                fix = "a patient in both makes the numbers of the held-out part too good"
+                raise DataError(f"patient '{min(a & b)}' is in {parts}", where=where, fix=fix)
+        return replace(chosen, test=self.where("test"), name=f"fold {fold} of {len(declared)}, declared")
+
+    def held_out(self, fold: int | None = None, folds: int | None = None, *, seed: int = 0, strata: Mapping | None = None) -> Split:
         """A split with a test part that no training decision sees: the declared or drawn test cases, or with ``fold`` that fold's cases
         (also where only a validation set is declared); validation cases are then taken from the training patients."""
         split = self.split(fold, folds, seed=seed, strata=strata)

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from ..core.errors import DataError, UsageError, nearest
 from ..core.manifest import Manifest
-from . import medmnist, msd, nnunet, plain, table, vesalius_toml
+from . import curvas, medmnist, msd, nnunet, plain, table, tdsc_abus, vesalius_toml
 from .stems import ending
 
 
@@ -68,6 +68,8 @@ LAYOUTS = (
     Layout("vesalius", "dataset.toml and cases.csv", _in_folder(vesalius_toml.FILE), vesalius_toml.open_toml),
     Layout("nnunet", "nnU-Net v2: dataset.json, imagesTr, labelsTr", _missing_nnunet, nnunet.open_nnunet),
     Layout("msd", "Medical Segmentation Decathlon: dataset.json with its list 'training'", _missing_msd, msd.open_msd),
+    Layout("curvas", "CURVAS: a folder a case, image.nii.gz and annotation_1.nii.gz ..", curvas.missing_curvas, curvas.open_curvas),
+    Layout("tdsc-abus", "TDSC-ABUS: DATA, MASK, labels.csv, bbx_labels.csv", tdsc_abus.missing_tdsc_abus, tdsc_abus.open_tdsc_abus),
     Layout("medmnist", "a MedMNIST .npz file", _missing_medmnist, lambda path: medmnist.open_medmnist(_only(path, ".npz"))),
     Layout(
         "table",

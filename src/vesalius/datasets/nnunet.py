@@ -2,10 +2,11 @@
 
 * ``channel_names`` (v1: ``modality``) name the images; ``labels`` are name -> value (v1: value -> name), 'ignore' is the ignore value.
 * Region labels ("whole tumour": [1, 2, 3]) become ``Manifest.regions``; the label table then has one class a value, named after the label
-  that is this value alone, else 'label_<value>'. ``regions_class_order`` is a matter of writing and is not kept.
+  that is this value alone, else 'label_<value>': the exclusive classes are what is trained and written (``Manifest.regions_rule``), a
+  region is their union. ``regions_class_order``, the order in which overlapping maps would be written over each other, is thus not needed.
 * imagesTs with labels are the test split. imagesTs without labels are left out (nothing could be measured on them) and counted in ``note``.
-* ``splits_final.json`` is five folds, which no split column can say: ``nnunet_splits(folder)`` gives them as ``Split`` records, and
-  ``Manifest.split(fold=...)`` otherwise draws folds of its own.
+* ``splits_final.json`` (nnU-Net keeps it among its preprocessed data; here it lies beside dataset.json) becomes ``Manifest.folds``: its
+  folds are the ones of ``--folds`` and ``--fold``. Their cases and patients are checked when a fold is asked for.
 Format: https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
 """
 
@@ -18,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import DataError, nearest
+from ..core.errors import DataError
 from ..core.manifest import CaseRef, Manifest, Split
 from .described import by_number, read_json
 from .plain import dims_of
@@ -73,6 +74,7 @@ def open_nnunet(folder: Path) -> Manifest:
         note=f"{unlabelled} images in imagesTs have no label and are left out" if unlabelled else "",
         ignore=ignore,
         regions=regions,
+        folds=_folds(folder / "splits_final.json"),
         layout="nnunet",
     )
 
@@ -80,25 +82,19 @@ def open_nnunet(folder: Path) -> Manifest:
 def nnunet_splits(folder: str | Path) -> tuple[Split, ...]:
     """The folds of ``splits_final.json`` as ``Split`` records, () where there is no such file. Raises DataError for unknown cases and for
     a patient on both sides of a fold."""
-    path = Path(folder) / "splits_final.json"
+    manifest = open_nnunet(Path(folder))
+    return tuple(manifest.split(k) for k in range(len(manifest.declared_folds)))
+
+
+def _folds(path: Path) -> tuple[Split, ...]:
+    """The folds as the file has them."""
     if not path.is_file():
         return ()
-    manifest, folds = open_nnunet(Path(folder)), read_json(path, list)
-    patient = {c.id: c.patient for c in manifest.cases}
-    out = []
+    folds = read_json(path, list)
     for k, fold in enumerate(folds):
         if not isinstance(fold, Mapping) or not all(isinstance(fold.get(s), list) for s in ("train", "val")):
             raise DataError(f'fold {k} is not of the form {{"train": [...], "val": [...]}}', where=path)
-        odd = next((c for s in ("train", "val") for c in fold[s] if c not in patient), None)
-        if odd is not None:
-            raise DataError(f"fold {k} names the unknown case '{odd}'", where=path, fix=nearest(str(odd), patient))
-        both = {patient[c] for c in fold["train"]} & {patient[c] for c in fold["val"]}
-        if both:
-            raise DataError(
-                f"patient '{min(both)}' is in both parts of fold {k}", where=path, fix="a patient in both makes validation numbers too good"
-            )
-        out.append(Split(tuple(fold["train"]), tuple(fold["val"]), manifest.where("test"), name=f"fold {k} of {len(folds)}"))
-    return tuple(out)
+    return tuple(Split(tuple(map(str, fold["train"])), tuple(map(str, fold["val"]))) for fold in folds)
 
 
 def _labels(record: Any, where: Path) -> tuple[dict[str, int], dict[str, tuple[int, ...]], int | None]:

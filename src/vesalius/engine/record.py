@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -86,6 +87,35 @@ def read_json(path: Path) -> dict:
         ) from None
     except json.JSONDecodeError as e:
         raise RunError("not valid JSON", where=f"{path}:{e.lineno}", found=e.msg) from None
+
+
+class Ledger:
+    """Which run wrote which file of a folder, so that half a folder of predictions goes on where it was and other files stay untouched.
+    It lies in the user's cache and names are hashed: neither the run nor the predictions tell who was predicted."""
+
+    def __init__(self, folder: Path, maker: str):
+        self.folder, self.maker = folder.resolve(), maker
+        self.path = cache_root() / "predicted" / f"{_hash(str(self.folder))}.txt"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            lines = (line.split() for line in self.path.read_text().splitlines())
+            self.makers = dict(line for line in lines if len(line) == 2)  # a later line counts; one cut short does not
+            return
+        self.makers = {}
+
+    def wrote(self, path: Path) -> bool:
+        """Whether this run wrote the file that stands there."""
+        return path.exists() and self.makers.get(_hash(path.name)) == self.maker
+
+    def add(self, path: Path) -> None:
+        self.makers[_hash(path.name)] = self.maker
+        with contextlib.suppress(OSError):  # without a cache a file that exists is never skipped, only refused
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(f"{_hash(path.name)} {self.maker}\n")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 class Lock:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import runpy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,14 @@ import numpy as np
 from .. import catalog
 from ..core.errors import UsageError
 from ..datasets import open_dataset
+from ..io.atomic import atomic_write_text
+from ..metrics import metric
 from ..report.statistics import paired_difference
+from ..report.tables import to_csv
 from .compare import Arm, compare
 from .evaluate import RULES
 from .progress import Progress
-from .record import machine, versions, write_json
+from .record import machine, read_json, versions, write_json
 
 __all__ = ["Arm", "Data", "Expect", "Study", "prove"]
 
@@ -48,7 +51,9 @@ class Expect:
 @dataclass(frozen=True)
 class Study:
     """``claim`` in words; ``arms`` of which one is the ``baseline``; ``data`` (a path that is not on the machine is skipped with a note);
-    ``expects``: the claim as comparisons. ``validations``: how often a training looks at the validation cases."""
+    ``expects``: the claim as comparisons. ``validations``: how often a training looks at the validation cases. ``measure``: for claims that
+    are no comparison of trainings (wrappers, audits): ``measure(study, manifest, folder, seeds=, iterations=, plan=, progress=)`` gives
+    score rows ('method' an arm's name, case, patient, seed, metric, value), and nothing else is trained."""
 
     slug: str
     claim: str
@@ -62,6 +67,7 @@ class Study:
     minutes: float | None = None
     plan: Mapping[str, Any] | None = None
     validations: int = 1
+    measure: Callable[..., list[dict[str, Any]]] | None = None
 
 
 def find(slug: str, root: Path) -> Path:
@@ -89,22 +95,29 @@ def prove(
             continue
         manifest = open_dataset(where if where.startswith("phantom:") else root / where)
         folder = out / slug / hashlib.sha256(where.encode()).hexdigest()[:8]
+        iterations, plan = part.iterations or study.iterations, {**(study.plan or {}), **(part.plan or {})}
+        if study.measure is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = study.measure(study, manifest, folder, seeds=seeds or study.seeds, iterations=iterations, plan=plan, progress=progress)
+            atomic_write_text(folder / "scores.csv", to_csv(rows))
+            results[where] = _summary(study, rows)
+            continue
         compare(
             study.arms,
             manifest,
             folder,
             seeds=seeds or study.seeds,
-            iterations=part.iterations or study.iterations,
+            iterations=iterations,
             minutes=study.minutes,
             validations=study.validations,
             labelled=part.labelled,
-            plan_overrides={**(study.plan or {}), **(part.plan or {})},
+            plan_overrides=plan,
             metrics=tuple(dict.fromkeys([*study.metrics, *RULES])),
             baseline=study.baseline,
             title=f"{slug}: {study.claim}",
             progress=progress,
         )
-        results[where] = _summary(study, folder)
+        results[where] = _summary(study, _rows(study, folder))
     record = {
         "slug": slug,
         "claim": study.claim,
@@ -126,22 +139,30 @@ def prove(
     return record
 
 
-def _summary(study: Study, folder: Path) -> dict:
-    """Means by arm, differences to the baseline, and each expectation with its paired difference and whether it held."""
+def _rows(study: Study, folder: Path) -> list[dict]:
+    """The study's metrics from the files of a comparison."""
     with (folder / "scores.csv").open(newline="") as f:
-        rows = [r for r in csv.DictReader(f) if r["metric"] in study.metrics]
+        rows = [r for r in csv.DictReader(f) if r["metric"] in study.metrics and not metric(r["metric"]).pooled]
+    for r in read_json(folder / "summary.json")["pooled"]:  # one value a seed, which is then what is resampled
+        if r["metric"] in study.metrics:
+            rows.append({**r, "case": "", "patient": f"seed {r['seed']}"})
+    return rows
+
+
+def _summary(study: Study, rows: list[dict]) -> dict:
+    """Means by arm, differences to the baseline, and each expectation with its paired difference and whether it held."""
     tables = {(arm.name, m): _table(rows, arm.name, m) for arm in study.arms for m in study.metrics}
     arms: dict = {arm.name: {} for arm in study.arms}
-    for (arm, metric), table in tables.items():
+    for (arm, name), table in tables.items():
         values = [v for v in table.values() if v is not None]
-        arms[arm][metric] = {
+        arms[arm][name] = {
             "mean": float(np.mean(values)) if values else None,
             "n": len(values),
             "undefined": sum(v is None for v in table.values()),
             "by seed": [float(np.mean(vs)) if vs else None for vs in _by_seed(table)],
         }
         if arm != study.baseline:
-            arms[arm][metric]["difference"] = _difference(table, tables[study.baseline, metric])
+            arms[arm][name]["difference"] = _difference(table, tables[study.baseline, name])
     expected = []
     for e in study.expects:
         against = e.against or study.baseline

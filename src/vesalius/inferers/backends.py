@@ -1,8 +1,8 @@
 """A faster forward for a trained network on the CPU, used only where it gives the same labels.
 
-Every candidate (torch in float32 and bfloat16, OpenVINO in float32 and bfloat16) runs on a probe window. Those whose labels agree with
-torch float32 are timed, and the fastest is kept; what was tried, how well it agreed and how long it took is in ``choice``.
-OpenVINO is optional; its telemetry is never loaded, so nothing leaves the host.
+Every candidate (torch in float32 and bfloat16, OpenVINO in float32, bfloat16 and, for its heaviest convolutions, 8-bit integers) runs on
+probe windows. Those whose labels agree with torch float32 are timed, and the fastest is kept; what was tried, how well it agreed and how
+long it took is in ``choice``. OpenVINO is optional; its telemetry is never loaded, so nothing leaves the host.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import RunError, UsageError
+from . import int8
 
 BACKENDS = ("auto", "torch", "openvino")
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
+INT8_WINDOWS = 4  # int8 is calibrated on every other window of the probe and judged on the rest, never on one window alone
 _Run = Callable[[Tensor], Tensor]
 
 
@@ -61,7 +63,8 @@ def accelerate(
 
     ``module`` is in eval mode on the CPU and maps one tensor to one tensor of logits. ``example_shape`` and ``probe`` are a window
     (B, C, *patch); the probe should look like the images to come. ``agreement``: the least DSC over the foreground classes of the
-    probe's labels (share of equal voxels where there is no foreground) that a candidate needs. ``backend`` and ``precision`` other
+    probe's labels (share of equal voxels where there is no foreground) that a candidate needs. int8 is a candidate only for a probe of
+    ``INT8_WINDOWS`` or more, and only where every window it is judged on shows foreground. ``backend`` and ``precision`` other
     than 'auto' leave only the candidates named; when none of them can be used, torch float32 is used and ``choice`` says why.
     Raises UsageError for unknown names or a probe of another shape, RunError for a module in training mode.
     """
@@ -82,18 +85,21 @@ def accelerate(
             forward.choice = _fallback("the module is not on the CPU")
             return forward
         runs, tried = {("torch", "fp32"): module}, {}
-        for name, make in _candidates(backend, precision).items():
+        for name, make in _candidates(backend, precision, len(probe)).items():
             tried[" ".join(name)] = record = {}
             try:
+                judged = slice(1, None, 2) if name[1] == "int8" else slice(None)
+                if name[1] == "int8":
+                    _check_windows(reference)
                 runs[name] = make(module, probe)
-                record["agreement"] = round(label_agreement(runs[name](probe), reference), 5)
+                record["agreement"] = round(label_agreement(runs[name](probe[judged]), reference[judged]), 5)
             except Exception as e:  # another library's failure is no failure of the prediction: torch remains, and the reason is recorded
                 record["refused"] = f"{type(e).__name__}: {e}".splitlines()[0][:200]
                 continue
             if record["agreement"] < agreement:
                 record["refused"] = f"its labels agree to {record['agreement']} with torch fp32, less than {agreement}"
                 continue
-            record["seconds"] = _seconds(runs[name], probe, limit=_best(tried))
+            record["seconds"] = _seconds(runs[name], probe[:1], limit=_best(tried))
         forward.run, forward.choice = _choose(runs, tried)
     return forward
 
@@ -105,7 +111,7 @@ def label_agreement(logits: Tensor, reference: Tensor) -> float:
     """
     if logits.shape != reference.shape or not torch.isfinite(logits).all():
         return 0.0
-    found, wanted = (x.argmax(1) if x.shape[1] > 1 else x[:, 0] > 0 for x in (logits, reference))
+    found, wanted = _labels(logits), _labels(reference)
     shares = []
     for k in range(1, max(2, reference.shape[1])):
         a, b = found == k, wanted == k
@@ -114,15 +120,29 @@ def label_agreement(logits: Tensor, reference: Tensor) -> float:
     return min(shares) if shares else (found == wanted).float().mean().item()
 
 
-def _candidates(backend: str, precision: str) -> dict[tuple[str, str], Callable[[nn.Module, Tensor], _Run]]:
-    """What may be tried, by (backend, precision). bfloat16 only where 'auto' can gain from it: the processor computes in it."""
+def _labels(logits: Tensor) -> Tensor:
+    return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
+
+
+def _check_windows(reference: Tensor) -> None:
+    """Eight bits are tried where the probe can show what they do to the labels."""
+    seen = _labels(reference[1::2]).flatten(1).any(1)
+    if len(reference) < INT8_WINDOWS or not seen.all():
+        allowed = f"{INT8_WINDOWS} windows or more, every one that is judged with foreground"
+        raise RunError("the probe cannot judge int8", found=f"{len(reference)} windows, {int(seen.sum())} judged show it", allowed=allowed)
+
+
+def _candidates(backend: str, precision: str, windows: int) -> dict[tuple[str, str], Callable[[nn.Module, Tensor], _Run]]:
+    """What may be tried, by (backend, precision). 'auto' leaves out a precision in which the processor does not compute."""
     every = {
         ("torch", "fp32"): lambda module, probe: module,
         ("torch", "bf16"): _torch_bf16,
         ("openvino", "fp32"): lambda module, probe: _openvino(module, probe, "f32"),
         ("openvino", "bf16"): lambda module, probe: _openvino(module, probe, "bf16"),
+        ("openvino", "int8"): _openvino_int8,
     }
-    wanted = (precision,) if precision != "auto" else ("fp32", "bf16") if computes_bf16() else ("fp32",)
+    gains = {"fp32": True, "bf16": computes("bf16"), "int8": windows >= INT8_WINDOWS and computes("int8")}
+    wanted = [p for p in gains if gains[p]] if precision == "auto" else [precision]
     return {name: make for name, make in every.items() if backend in ("auto", name[0]) and name[1] in wanted}
 
 
@@ -161,13 +181,14 @@ def _versions(module: nn.Module) -> tuple[int, ...]:
     return tuple(t._version if not t.is_inference() else -1 for group in (module.parameters(), module.buffers()) for t in group)
 
 
-def computes_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 (AVX512-BF16 or AMX); False where it does not say."""
+def computes(precision: str) -> bool:
+    """Whether this processor multiplies 'bf16' (AVX512-BF16 or AMX) or 'int8' (VNNI or AMX); False where it does not say."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    names = {"bf16": ("avx512_bf16", "amx_bf16"), "int8": ("avx512_vnni", "avx_vnni", "amx_int8")}
+    return any(name in flags for name in names[precision])
 
 
 def _torch_bf16(module: nn.Module, probe: Tensor) -> _Run:
@@ -195,12 +216,24 @@ class _OneTensor(nn.Module):
         return self.module(image)
 
 
-def _openvino(module: nn.Module, probe: Tensor, hint: str) -> _Run:
+def _openvino_int8(module: nn.Module, probe: Tensor) -> _Run:
+    """The heavy convolutions in int8, the rest in the fastest floating point there is."""
+    inputs = int8.heavy_convolutions(module, probe[::2])
+
+    def edit(model) -> None:
+        if not int8.quantise(model, module, inputs, "__module.module."):
+            raise RunError("no convolution does enough of the work to be worth int8", where="openvino int8")
+
+    return _openvino(module, probe, "bf16" if computes("bf16") else "f32", edit)
+
+
+def _openvino(module: nn.Module, probe: Tensor, hint: str, edit: Callable = lambda model: None) -> _Run:
     ov = _import_openvino()
     one = probe[:1].contiguous()
     with _quiet():
         model = ov.convert_model(_OneTensor(module).eval(), example_input=one)
     model.reshape({model.input(0): list(one.shape)})
+    edit(model)
     settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
 

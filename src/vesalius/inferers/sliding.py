@@ -55,6 +55,13 @@ class SlidingWindow:
         """How many windows cover an image of this spatial shape: the total that ``progress`` counts up to."""
         return prod(len(starts) for starts in self._grid(shape))
 
+    def some(self, image: Tensor, n: int) -> Tensor:
+        """(m, C, *patch): at most ``n`` of the image's windows, evenly spread over the grid, the outermost only if there are so few."""
+        grid, low = self._grid(tuple(image.shape[1:])), tuple(max(0, p - s) // 2 for s, p in zip(image.shape[1:], self.patch))
+        corners = list(product(*grid))
+        m = min(n, len(corners))
+        return torch.stack([_window(image, corners[int((k + 0.5) * len(corners) / m)], self.patch, low) for k in range(m)]).float()
+
     def __call__(
         self,
         forward: Callable[..., Tensor | Mapping[str, Tensor]],

@@ -6,7 +6,8 @@ overrides ``losses`` (and ``after_step``, ``sampling``); nobody writes a loop, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..core.case import IGNORE, Batch, Case, Condition, Image, Points, Sample
-from ..core.errors import DataError, UsageError
+from ..core.errors import DataError, UsageError, nearest
 from ..core.manifest import Manifest
 from ..core.method import Clock, Derived, Method, Run, Sampling, Stage, Stream
 from ..core.plan import Plan
@@ -110,6 +111,37 @@ class LearnedMethod(Method, nn.Module):
         if self.fast is not None and condition is None and not self.training:
             return self.fast(image)
         return self(image) if condition is None else self(image, condition)
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The submodule whose output stands for the input as a whole: what the first network that names one calls so."""
+        return _bottleneck(self, type(self).__name__)
+
+    @contextmanager
+    def tap(self, layer: str = "bottleneck") -> Iterator[list[Tensor]]:
+        """Inside, every forward adds what the submodule ``layer`` gave, (windows, C, *s) on the CPU; an accelerated forward is set aside.
+        ``layer`` is a submodule's dotted name, or 'bottleneck'. Raises UsageError."""
+        if layer == "bottleneck":
+            module = self.bottleneck
+        else:
+            modules = dict(self.named_modules())
+            if layer not in modules:
+                raise UsageError(f"no submodule '{layer}'", where=type(self).__name__, fix=nearest(layer, [n for n in modules if n]))
+            module = modules[layer]
+        seen: list[Tensor] = []
+
+        def keep(_: nn.Module, __: tuple, out: Tensor) -> None:
+            if not isinstance(out, Tensor):
+                raise UsageError(f"layer '{layer}' gives no tensor", where=type(self).__name__, found=type(out).__name__)
+            seen.append(out.detach().float().cpu())
+
+        handle = module.register_forward_hook(keep)
+        fast, self.fast = self.fast, None
+        try:
+            yield seen
+        finally:
+            handle.remove()
+            self.fast = fast
 
     def finish(self, maps: Tensor | Mapping[str, Tensor], case: Case) -> Prediction:
         """Maps of the whole case -> Prediction on the prepared grid; the default reads 'logits' out."""
@@ -301,6 +333,11 @@ class Segmenter(LearnedMethod):
             return self.network(image)
         return self.ema(image)
 
+    @property
+    def bottleneck(self) -> nn.Module:
+        """That of the network that predicts: the averaged one where there is one."""
+        return _bottleneck(self.network if self.ema is None else self.ema.average, type(self).__name__)
+
     def losses(self, batch: Batch, clock: Clock, turn: str = "main") -> dict[str, Tensor]:
         if batch.label is None:
             raise UsageError("this method learns from labels", where=type(self).__name__, found="cases without a reference label")
@@ -312,3 +349,10 @@ class Segmenter(LearnedMethod):
     def after_step(self, clock: Clock) -> None:
         if self.ema is not None:
             self.ema.update(self.network, clock.step)
+
+
+def _bottleneck(network: nn.Module, where: str) -> nn.Module:
+    for module in network.modules():
+        if not isinstance(module, LearnedMethod) and isinstance(getattr(module, "bottleneck", None), nn.Module):
+            return module.bottleneck
+    raise UsageError("no network of this method names a bottleneck", where=where, fix="name one of its layers")

@@ -12,6 +12,61 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
+def tally(prediction: np.ndarray, reference: np.ndarray, classes: int, ignore: int):
+    """One pass over two label volumes (X, Y, Z): per class (k, 3) voxels in both, in the prediction, in the reference; the first and last
+    index (k, 2, 3) of either along each axis; the voxels with ``ignore`` in the reference, which count for nothing. Class 0 is left out."""
+    nx, ny, nz = reference.shape
+    voxels = np.zeros((classes, 3), np.int64)
+    box = np.empty((classes, 2, 3), np.int64)
+    box[:, 0], box[:, 1] = max(nx, ny, nz), -1
+    ignored = 0
+    for x in range(nx):
+        for y in range(ny):
+            for z in range(nz):
+                a, b = np.int64(prediction[x, y, z]), np.int64(reference[x, y, z])
+                if a == 0 and b == 0:
+                    continue
+                if b == ignore:
+                    ignored += 1
+                    continue
+                if a == b and 0 < a < classes:
+                    voxels[a, 0] += 1
+                if 0 < a < classes:
+                    voxels[a, 1] += 1
+                    _stretch(box[a], x, y, z)
+                if 0 < b < classes:
+                    voxels[b, 2] += 1
+                    if b != a:
+                        _stretch(box[b], x, y, z)
+    return voxels, box, ignored
+
+
+@njit(inline="always")
+def _stretch(box, x, y, z):
+    box[0, 0], box[1, 0] = min(box[0, 0], x), max(box[1, 0], x)
+    box[0, 1], box[1, 1] = min(box[0, 1], y), max(box[1, 1], y)
+    box[0, 2], box[1, 2] = min(box[0, 2], z), max(box[1, 2], z)
+
+
+@njit(cache=True, nogil=True)
+def surface_corners(codes: np.ndarray, sizes: np.ndarray):
+    """Of flat neighbour codes (n,): indices of those neither all out nor all in (m,), their sizes (m,), and which they are, bool (n,)."""
+    full = sizes.size - 1
+    border = np.empty(codes.size, np.bool_)
+    number = 0
+    for n in range(codes.size):
+        border[n] = codes[n] != 0 and codes[n] != full
+        number += border[n]
+    at, size = np.empty(number, np.int64), np.empty(number)
+    m = 0
+    for n in range(codes.size):
+        if border[n]:
+            at[m], size[m] = n, sizes[codes[n]]
+            m += 1
+    return at, size, border
+
+
+@njit(cache=True, nogil=True)
 def distance_at(points: np.ndarray, target: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Distance (mm) from flat indices ``points`` (n,) to the nearest True of ``target`` (X, Y, Z); inf where there is none."""
     nx, ny, nz = target.shape

@@ -8,11 +8,12 @@ Definitions: Metrics Reloaded (Maier-Hein, Reinke et al. 2024, doi:10.1038/s4159
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import GeometryError
+from ..core.errors import GeometryError, UsageError
 
 
 @dataclass(frozen=True)
@@ -143,3 +144,48 @@ def accuracy(prediction: np.ndarray | Counts, reference: np.ndarray | None = Non
     """
     c = counts(prediction, reference)
     return _ratio(c.tp + c.tn, c.total)
+
+
+def balanced_accuracy(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
+    """Balanced accuracy: (sensitivity + specificity) / 2, in [0, 1], higher is better; 0.5 is chance.
+
+    Undefined (None) when the reference is empty or fills the image; an empty prediction alone is 0.5. Source: Metrics Reloaded, BA.
+    """
+    c = counts(prediction, reference)
+    parts = sensitivity(c), specificity(c)
+    return None if None in parts else sum(parts) / 2
+
+
+def f_beta(prediction: np.ndarray | Counts, reference: np.ndarray | None = None, *, beta: float = 2.0) -> float | None:
+    """F-beta: (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP), in [0, 1], higher is better; beta 1 is DSC, 2 weighs misses more.
+
+    Empty masks: both empty is undefined (None); only one empty is 0. Raises UsageError unless ``beta`` is positive.
+    Source: Metrics Reloaded, F-beta (van Rijsbergen 1979).
+    """
+    if not (np.isfinite(beta) and beta > 0):
+        raise UsageError("beta of F-beta is a positive number", found=beta)
+    c = counts(prediction, reference)
+    hit = (1 + beta**2) * c.tp
+    return _ratio(hit, hit + beta**2 * c.fn + c.fp)
+
+
+def mcc(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
+    """Matthews correlation coefficient: (TP TN - FP FN) / sqrt(P R (all - P) (all - R)), in [-1, 1], higher is better; 0 is chance.
+
+    Undefined (None) when a mask is empty or fills the image. Source: Metrics Reloaded, MCC (Matthews 1975).
+    """
+    c = counts(prediction, reference)
+    product = c.prediction * c.reference * (c.total - c.prediction) * (c.total - c.reference)  # integers: no overflow
+    return (c.tp * c.tn - c.fp * c.fn) / math.sqrt(product) if product else None
+
+
+def kappa(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
+    """Cohen's kappa of the voxels: (o - e) / (1 - e), at most 1, higher is better; 0 is chance.
+
+    o = (TP + TN) / N is the agreement, e = (P R + (N - P)(N - R)) / N^2 the one expected by chance. Undefined (None) when e is 1: both
+    empty or both full; one empty alone is 0. Source: Metrics Reloaded, Cohen's kappa (Cohen 1960).
+    """
+    c = counts(prediction, reference)
+    n = c.total
+    chance = c.prediction * c.reference + (n - c.prediction) * (n - c.reference)
+    return _ratio(n * (c.tp + c.tn) - chance, n * n - chance)

@@ -52,23 +52,32 @@ def surfaces(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[fl
 
     Time and memory follow the masks' joint bounding box, not the image.
     """
+    prediction, reference, spacing = _on_grid(prediction, reference, spacing)
+    none = np.zeros(0)
+    box = bounding_box(prediction | reference)
+    if box is None:
+        return SurfaceDistances(none, none, none, none)
+    from ._distance import surface_corners  # numba compiles (or loads its cache) on first use
+
+    table = element_sizes(spacing)
+    (p_corners, p_sizes, p_border), (r_corners, r_sizes, r_border) = (
+        surface_corners(neighbour_codes(mask[box]).ravel(), table) for mask in (prediction, reference)
+    )
+    if not (p_sizes.size and r_sizes.size):
+        return SurfaceDistances(np.full(p_sizes.size, np.inf), np.full(r_sizes.size, np.inf), p_sizes, r_sizes)
+    corners = tuple(b.stop - b.start + 1 for b in box)
+    from_prediction = _nearest(p_corners, r_border.reshape(corners), spacing)
+    return SurfaceDistances(from_prediction, _nearest(r_corners, p_border.reshape(corners), spacing), p_sizes, r_sizes)
+
+
+def _on_grid(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     prediction, reference = as_masks(prediction, reference)
     spacing = tuple(float(s) for s in spacing)
     if prediction.ndim not in (2, 3) or len(spacing) != prediction.ndim:
         raise GeometryError("surfaces need two or three axes, with a spacing each", found=(prediction.shape, spacing))
     if not all(np.isfinite(s) and s > 0 for s in spacing):
         raise GeometryError("spacings are positive numbers of mm", found=spacing)
-    none = np.zeros(0)
-    box = bounding_box(prediction | reference)
-    if box is None:
-        return SurfaceDistances(none, none, none, none)
-    codes = [neighbour_codes(mask[box]) for mask in (prediction, reference)]
-    full = (1 << (1 << len(spacing))) - 1
-    borders = [(c != 0) & (c != full) for c in codes]
-    sizes = [element_sizes(spacing)[c[b]] for c, b in zip(codes, borders, strict=True)]
-    if not (sizes[0].size and sizes[1].size):
-        return SurfaceDistances(np.full(sizes[0].size, np.inf), np.full(sizes[1].size, np.inf), *sizes)
-    return SurfaceDistances(_nearest(borders[0], borders[1], spacing), _nearest(borders[1], borders[0], spacing), *sizes)
+    return prediction, reference, spacing
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ metrics
@@ -129,17 +138,163 @@ def nsd(s: SurfaceDistances, tolerance: float = 2.0) -> float | None:
     (size of prediction's elements with distance <= tolerance + the reference's) / (size of both), in [0, 1]. Undefined (None) when a mask
     is empty. Source: Metrics Reloaded, NSD; Nikolov et al. 2021. The tolerance should be the disagreement of human raters.
     """
-    if not (np.isfinite(tolerance) and tolerance >= 0):
-        raise UsageError("the tolerance of NSD is a distance in mm, 0 or more", found=tolerance)
+    _distance_of_nsd(tolerance)
     if not s.defined:
         return None
     near = s.size_prediction[s.from_prediction <= tolerance].sum() + s.size_reference[s.from_reference <= tolerance].sum()
     return float(near / (s.size_prediction.sum() + s.size_reference.sum()))
 
 
+def _distance_of_nsd(tolerance: float) -> None:
+    if not (np.isfinite(tolerance) and tolerance >= 0):
+        raise UsageError("the tolerance of NSD is a distance in mm, 0 or more", found=tolerance)
+
+
 def _percentile(distance: np.ndarray, size: np.ndarray, share: float) -> float:
     reached = np.cumsum(size) / size.sum()
     return float(distance[min(int(np.searchsorted(reached, share)), distance.size - 1)])
+
+
+# ------------------------------------------------------------------------------------------------ the voxel-border definitions of others
+@dataclass(frozen=True)
+class BorderDistances:
+    """Distances (mm) from the border voxels of the prediction (n,) and of the reference (m,) to the other's nearest border voxel.
+
+    A border voxel is foreground with a face neighbour that is not; distances run between voxel centres and all voxels weigh the same,
+    whatever the spacing. ``from_...`` are empty where a mask has no border; then every metric is undefined.
+    """
+
+    from_prediction: np.ndarray
+    from_reference: np.ndarray
+
+    @property
+    def defined(self) -> bool:
+        return self.from_prediction.size > 0 and self.from_reference.size > 0
+
+
+def border_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], *, closed: bool = True) -> BorderDistances:
+    """The voxel borders of two bool masks (*spatial, the whole image) at ``spacing`` (mm).
+
+    ``closed``: outside the image is background (scipy's erosion: MONAI, panoptica, medpy), else foreground (SimpleITK's contour, which
+    leaves a structure open where it leaves the image). Raises GeometryError.
+    """
+    prediction, reference, spacing = _on_grid(prediction, reference, spacing)
+    none, box = np.zeros(0), bounding_box(prediction | reference)
+    if box is None:
+        return BorderDistances(none, none)
+    ours, theirs = _border(prediction, box, closed), _border(reference, box, closed)
+    if not (ours.any() and theirs.any()):
+        return BorderDistances(np.full(int(ours.sum()), np.inf), np.full(int(theirs.sum()), np.inf))
+    return BorderDistances(
+        _nearest(np.flatnonzero(ours), theirs, spacing),
+        _nearest(np.flatnonzero(theirs), ours, spacing),
+    )
+
+
+def hd_voxel(b: BorderDistances) -> float | None:
+    """Hausdorff distance between voxel borders: the largest distance of either, mm, lower is better.
+
+    Undefined (None) when a mask is empty (MONAI: NaN or inf). The same in MONAI, panoptica and medpy. Source: MONAI 1.6
+    ``compute_hausdorff_distance``.
+    """
+    return float(max(b.from_prediction.max(), b.from_reference.max())) if b.defined else None
+
+
+def hd95_monai(b: BorderDistances) -> float | None:
+    """HD95 as MONAI has it: the larger of the two directed 95th percentiles, interpolated between voxels, mm, lower is better.
+
+    Undefined (None) when a mask is empty (MONAI: NaN or inf). Source: MONAI 1.6 ``compute_hausdorff_distance(percentile=95)``, which
+    computes in float32.
+    """
+    return float(max(np.percentile(d, 95) for d in (b.from_prediction, b.from_reference))) if b.defined else None
+
+
+def hd95_panoptica(b: BorderDistances) -> float | None:
+    """HD95 as panoptica and medpy have it: the interpolated 95th percentile of both directions' distances together, mm, lower is better.
+
+    Undefined (None) when a mask is empty. Source: panoptica 2 ``hausdorff_distance.py``, from medpy ``hd95``.
+    """
+    return float(np.percentile(np.concatenate([b.from_prediction, b.from_reference]), 95)) if b.defined else None
+
+
+def hd95_sitk(b: BorderDistances) -> float | None:
+    """HD95 of the SimpleITK recipe: the mean of the two directed, interpolated 95th percentiles, mm, lower is better; open borders.
+
+    Surfaces are ``LabelContour`` (face connected), distances ``SignedMaurerDistanceMap`` of the contours; a structure has no surface
+    where it leaves the image. Recipes differ in how they join the directions. Undefined (None) when a mask is empty or has no contour.
+    Source: SimpleITK notebook 34 (segmentation evaluation), with the percentile in place of its maximum.
+    """
+    return float(np.mean([np.percentile(d, 95) for d in (b.from_prediction, b.from_reference)])) if b.defined else None
+
+
+def assd_monai(b: BorderDistances) -> float | None:
+    """ASSD as MONAI has it: the mean over the border voxels of both masks together, mm, lower is better.
+
+    Undefined (None) when a mask is empty. Source: MONAI 1.6 ``compute_average_surface_distance(symmetric=True)``; with open borders
+    it is the mean of SimpleITK's notebook 34 ('assd_sitk').
+    """
+    return float(np.concatenate([b.from_prediction, b.from_reference]).mean()) if b.defined else None
+
+
+def assd_panoptica(b: BorderDistances) -> float | None:
+    """ASSD as panoptica and medpy have it: the mean of the two directed means (elsewhere called MASD), mm, lower is better.
+
+    Undefined (None) when a mask is empty. Source: panoptica 2 ``assd.py``, from medpy ``assd``.
+    """
+    return float((b.from_prediction.mean() + b.from_reference.mean()) / 2) if b.defined else None
+
+
+def nsd_monai(b: BorderDistances, tolerance: float = 2.0) -> float | None:
+    """NSD as MONAI has it by default: the share of the border voxels of both within ``tolerance`` mm, in [0, 1], higher is better.
+
+    Undefined (None) when a mask is empty (MONAI: 0 when only one is). Source: MONAI 1.6 ``compute_surface_dice(use_subvoxels=False)``.
+    """
+    _distance_of_nsd(tolerance)
+    if not b.defined:
+        return None
+    return float((np.concatenate([b.from_prediction, b.from_reference]) <= tolerance).mean())
+
+
+def nsd_panoptica(b: BorderDistances, tolerance: float = 2.0) -> float | None:
+    """NSD as panoptica has it: the mean of both masks' shares of border voxels within ``tolerance`` mm, in [0, 1], higher is better.
+
+    Undefined (None) when a mask is empty. Source: panoptica 2 ``normalized_surface_dice.py`` (from GaNDLF; there the default tolerance
+    is the smallest voxel side).
+    """
+    _distance_of_nsd(tolerance)
+    if not b.defined:
+        return None
+    return float(((b.from_prediction <= tolerance).mean() + (b.from_reference <= tolerance).mean()) / 2)
+
+
+def hd_sitk(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> float | None:
+    """Hausdorff distance of the voxel sets, not of their surfaces: max over all voxels of either of the distance to the other, mm.
+
+    Larger than the surfaces' where a mask fills what the other leaves hollow. Undefined (None) when a mask is empty. Source: SimpleITK
+    ``HausdorffDistanceImageFilter``.
+    """
+    prediction, reference, spacing = _on_grid(prediction, reference, spacing)
+    if not (prediction.any() and reference.any()):
+        return None
+    box = bounding_box(prediction | reference)
+    p, r = prediction[box], reference[box]
+    gaps = [_nearest(np.flatnonzero(a & ~b), b, spacing) for a, b in ((p, r), (r, p))]
+    return float(max((g.max() for g in gaps if g.size), default=0.0))
+
+
+def _border(mask: np.ndarray, box: tuple[slice, ...], closed: bool) -> np.ndarray:
+    """Inside the box, foreground with a face neighbour that is not."""
+    padded = np.pad(mask[box], 1)
+    if not closed:
+        for axis, (b, n) in enumerate(zip(box, mask.shape, strict=True)):
+            for edge, touched in ((0, b.start == 0), (-1, b.stop == n)):
+                if touched:
+                    padded[(slice(None),) * axis + (edge,)] = True
+    inside, inner = np.ones([n - 2 for n in padded.shape], bool), (slice(1, -1),)
+    for axis in range(mask.ndim):
+        for moved in (slice(None, -2), slice(2, None)):
+            inside &= padded[inner * axis + (moved,) + inner * (mask.ndim - axis - 1)]
+    return padded[inner * mask.ndim] & ~inside
 
 
 # ---------------------------------------------------------------------------------------------------------------------- surface elements
@@ -258,9 +413,9 @@ def _triangulations(corners: tuple[int, ...]) -> list[list[tuple[int, int, int]]
 
 # ------------------------------------------------------------------------------------------------------------------------------ distance
 def _nearest(at: np.ndarray, border: np.ndarray, spacing: tuple[float, ...]) -> np.ndarray:
-    """Distance (mm, float64) from every True of ``at`` to the nearest True of ``border``, in C order; the arrays share a shape."""
-    from ._distance import distance_at  # numba compiles (or loads its cache) on first use
+    """Distance (mm, float64) from the flat indices ``at`` (n,) to the nearest True of ``border`` (*spatial)."""
+    from ._distance import distance_at
 
-    shape = (1,) * (3 - at.ndim) + at.shape
-    mm = (1.0,) * (3 - at.ndim) + spacing
-    return distance_at(np.flatnonzero(at), np.ascontiguousarray(border).reshape(shape), np.array(mm))
+    shape = (1,) * (3 - border.ndim) + border.shape
+    mm = (1.0,) * (3 - border.ndim) + spacing
+    return distance_at(at, np.ascontiguousarray(border).reshape(shape), np.array(mm))

@@ -13,14 +13,16 @@ import numpy as np
 
 from ..core.errors import DataError
 from . import figures
-from . import statistics as st
 from .figures import CasePicture
-from .tables import HEADER, Row, Scores, _write, cells, number, p_text, write_tables
+from .ranking import Ranking
+from .tables import HEADER, SIZE, Row, Scores, Tables, _write, cells, number, p_text, write_tables
 
 __all__ = ["CasePicture", "headline", "write_report"]
 
 COSTS = {"seconds": "training time (s)", "peak memory GiB": "peak memory (GiB)", "parameters": "parameters (millions)"}
 MAX_PLOTS = 6
+MAX_ROWS = 80  # of the table of results; the rest is in summary.csv
+WORST = 3
 
 
 def write_report(
@@ -29,44 +31,62 @@ def write_report(
     title: str,
     rows: Iterable[Row],
     methods: Mapping[str, Mapping[str, Any]],
-    cases: Sequence[CasePicture] = (),
+    cases: Sequence[CasePicture] | Mapping[str, CasePicture] = (),
     manifest: Mapping[str, Any],
     plan: Mapping[str, Any],
     note: str = "",
     baseline: str | None = None,
+    columns: Mapping[str, Mapping[str, Any]] | None = None,
+    margin: Mapping[str, float] | None = None,
+    problems: Sequence[Row] = (),
+    pooled: Sequence[Row] = (),
 ) -> Path:
-    """Write report.html, scores.csv, summary.csv and summary.json into ``folder``; returns the page.
+    """Write report.html, and the scores and tables of ``write_tables``, into ``folder``; returns the page.
 
     ``rows``: ``Score.to_json()`` with ``method`` (and ``seed``, ``fold``) added. ``methods`` by name: facts such as title, seconds, peak
-    memory GiB, parameters, iterations, deviations, evidence, options, notes. ``manifest`` and ``plan``: facts to print; ``plan["command"]``
-    says how to reproduce. Methods are tested against ``baseline`` (the first one unless named). Raises DataError, UsageError.
+    memory GiB, parameters, iterations, deviations, evidence, options, notes. ``cases``: pictures, or a mapping from case to picture that
+    is asked only for those shown. ``manifest`` and ``plan``: facts to print; ``plan["command"]`` says how to reproduce. Methods are
+    tested against ``baseline`` (the first one unless named). ``columns``: name -> case -> value, for results by subgroup. ``margin``: of
+    non-inferiority, by metric. ``problems``: {"what", "case", "where", "details", "level"} each. ``pooled``: values over all cases
+    (``Score.to_json()`` with ``method``). Raises DataError, UsageError.
     """
     rows = list(rows)
     if not rows:
         raise DataError("there are no scores to report", where=folder)
-    scores, folder = Scores(rows), Path(folder)
-    summary = write_tables(folder, rows, baseline=baseline)
-    baseline = summary[0]["baseline"]
-    quality = [m for m in scores.metrics if scores.facts[m]["kind"] == "quality"] or scores.metrics
-    main = next((m for m in ("dsc", *quality) if m in quality and scores.facts[m]["better"] in ("higher", "lower")), quality[0])
-    structure_of = {m: scores.structures(m)[0] for m in scores.metrics}
-    challenger = _challenger(summary, scores, main, structure_of[main], baseline)
-    sections = [
-        _summary_section(summary, quality, scores),
-        _ranking_section(scores, main, structure_of[main]),
-        _plots_section(scores, quality[:MAX_PLOTS], structure_of, baseline, challenger, cases),
-        _cases_section(scores, main, structure_of[main], cases),
-        _costs_section(scores, summary, main, structure_of[main], methods),
+    folder = Path(folder)
+    told = {"problems": problems, "pooled": pooled}
+    tables = write_tables(folder, rows, baseline=baseline, columns=columns, margin=margin, **told)
+    scores, summary = tables.scores, tables.summary
+    pictures = cases if isinstance(cases, Mapping) else {p.case: p for p in cases}
+    sections = [_problems_section(problems)]
+    lead = "No metric was computed case by case."
+    if scores.metrics:
+        baseline, main = summary[0]["baseline"], scores.main
+        structure_of = {m: scores.structures(m)[0] for m in scores.metrics}
+        challenger = _challenger(summary, scores, main, structure_of[main], baseline)
+        lead = headline(summary, scores, main, challenger)
+        sections += [
+            _summary_section(summary, scores, main),
+            _pooled_section(pooled),
+            _ranking_section(tables.rankings, scores, main),
+            _pairs_section(tables, main),
+            _plots_section(scores, scores.quality[:MAX_PLOTS], structure_of, baseline, challenger),
+            _cases_section(scores, main, structure_of[main], pictures),
+            _subgroups_section(tables),
+            _costs_section(scores, summary, main, structure_of[main], methods),
+        ]
+    else:
+        sections.append(_pooled_section(pooled))
+    sections += [
         _deviations_section(methods),
         _undefined_section(rows),
         _facts_section("Data", manifest),
         _facts_section("Plan and machine", {k: v for k, v in plan.items() if k != "command"}),
-        _reproduce_section(plan, scores),
+        _reproduce_section(plan, tables),
     ]
     body = "\n".join(s for s in sections if s)
     remark = f'<p class="note">{escape(note)}</p>' if note else ""
-    lead = escape(headline(summary, scores, main, challenger))
-    page = PAGE.format(title=escape(title), headline=lead, note=remark, body=body, style=STYLE, script=SCRIPT)
+    page = PAGE.format(title=escape(title), headline=escape(lead), note=remark, body=body, style=STYLE, script=SCRIPT)
     _write(folder / "report.html", page)
     return folder / "report.html"
 
@@ -101,16 +121,13 @@ def headline(summary: Sequence[Row], scores: Scores, metric: str, challenger: st
     if r["difference_low"] is not None:
         interval = f" (95% CI {number(r['difference_low'], unit)} to {number(r['difference_high'], unit)})"
     p = p_text(r["p_holm"])
-    tail = f"paired Wilcoxon p {p if p.startswith('<') else '= ' + p}{' after Holm correction' if _tests(summary, metric) > 1 else ''}"
+    several = sum(r["p"] is not None for r in summary if r["kind"] == base["kind"]) > 1
+    tail = f"paired Wilcoxon p {p if p.startswith('<') else '= ' + p}{' after Holm correction' if several else ''}"
     numbers = f"{means}, mean paired difference {number(r['difference'], unit)}{interval}, {tail}, {_patients(r['pairs'])}."
     shown = r["p_holm"] is not None and r["p_holm"] < 0.05
     if not shown:
         return f"No difference in {label}{where} between {challenger} and {baseline} was shown: {numbers}"
     return f"{challenger} has a {'higher' if r['difference'] > 0 else 'lower'} {label}{where} than {baseline}: {numbers}"
-
-
-def _tests(summary: Sequence[Row], metric: str) -> int:
-    return sum(r["p"] is not None for r in summary if r["metric"] == metric)
 
 
 def _patients(n: int) -> str:
@@ -143,13 +160,28 @@ def _figure(png: bytes | None, caption: str) -> str:
     return f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _summary_section(summary: Sequence[Row], metrics: Sequence[str], scores: Scores) -> str:
-    shown = [r for r in summary if r["metric"] in metrics]
-    words = (
-        "Means over patients with 95% confidence intervals (BCa bootstrap, patients resampled). A star marks the best mean. Differences "
-        "are paired, method minus baseline; p from Wilcoxon's signed-rank test, Holm-corrected over a metric's methods and structures. "
-        "Undefined values (an empty mask) are left out of means, pairwise in tests, and counted."
-    )
+def _problems_section(problems: Sequence[Row]) -> str:
+    if not problems:
+        return ""
+    lines = [[str(p.get(k) or "–") for k in ("level", "what", "case", "where", "details")] for p in problems]
+    errors = sum(p.get("level") == "error" for p in problems)
+    words = f"{errors} of {len(problems)} change what the numbers below mean: their cases have no value and are left out of the means."
+    table = _table(("Level", "What", "Case", "Where", "Details"), lines, left=5)
+    return _section("Problems with the predictions", _text(words) if errors else "", table)
+
+
+def _summary_section(summary: Sequence[Row], scores: Scores, main: str) -> str:
+    shown = [r for r in summary if r["metric"] in scores.quality]
+    words = "Means over patients with 95% confidence intervals (BCa bootstrap, patients resampled). "
+    columns = slice(None)
+    if len(scores.methods) > 1:
+        words += (
+            "A star marks the best mean. Differences are paired, method minus baseline, over 'Pairs' patients whose values are defined for "
+            "both; p from Wilcoxon's signed-rank test, Holm-corrected over all tests of quality metrics on this page. "
+        )
+    else:
+        columns = slice(HEADER.index("Undefined") + 1)
+    words += "Undefined values (an empty mask, a missing prediction) are left out and counted."
     if scores.runs > 1:
         words += f" Up to {scores.runs} runs are averaged for each case before the patients are compared."
     if any(r["excluded"] for r in shown):
@@ -157,65 +189,202 @@ def _summary_section(summary: Sequence[Row], metrics: Sequence[str], scores: Sco
     few = [r["pairs"] for r in shown if r["pairs"] is not None and r["pairs"] < 6]
     if few:
         words += f" With {_patients(min(few))} this test cannot give p < 0.05, whatever the difference."
-    return _section("Results", _table(HEADER, [cells(r) for r in shown], [r["best"] for r in shown], left=3), _text(words))
-
-
-def _ranking_section(scores: Scores, metric: str, structure: str) -> str:
-    better = scores.facts[metric]["better"]
-    if len(scores.methods) < 2 or better not in ("higher", "lower"):
-        return ""
-    values, patients, _ = scores.aligned(metric, structure, scores.methods)
-    r = st.ranking(values, patients, better=better)
-    if not r.place:
-        return ""
-    order = sorted(scores.methods, key=lambda m: r.mean_rank[m])
-    lines = [(m, str(r.place[m]), f"{r.mean_rank[m]:.2f}", f"{100 * r.stability[m]:.0f} %") for m in order]
-    words = (
-        f"Methods are ranked within each patient by {scores.label(metric)}, then by mean rank over {_patients(r.patients)} "
-        f"({r.excluded} left out for undefined values). Stability is the share of 1000 bootstrap samples in which a method keeps its place."
+    if len(shown) > MAX_ROWS:
+        first = {m: scores.structures(m)[0] for m in scores.metrics}
+        shown = [r for r in shown if r["metric"] == main or r["structure"] == first[r["metric"]]]
+        words += f" Single structures are shown for {scores.label(main)} only; summary.csv holds all."
+    return _section(
+        "Results", _table(HEADER[columns], [cells(r)[columns] for r in shown], [r["best"] for r in shown], left=3), _text(words)
     )
-    return _section("Ranking", _table(("Method", "Place", "Mean rank", "Stability"), lines), _text(words))
 
 
-def _plots_section(scores, metrics, structure_of, baseline, challenger, cases) -> str:
+def _pooled_section(pooled: Sequence[Row]) -> str:
+    header = ("Metric", "Structure", "Method", "Group", "Value", "Cases", "Undefined")
+    keys = ("structure", "method", "group")
+    lines = [
+        (
+            r.get("label") or r["metric"],
+            *(r.get(k) or "–" for k in keys),
+            number(r.get("value")),
+            r.get("cases", "–"),
+            r.get("undefined", 0),
+        )
+        for r in pooled
+    ]
+    return _section("Over all cases together", _table(header, lines, left=4)) if lines else ""
+
+
+def _ranking_section(found: Sequence[Ranking], scores: Scores, metric: str) -> str:
+    if not found:
+        return ""
+    first = found[0]
+    header, texts = ["Method"], {"mean rank": "mean rank", "mean": "mean", "significance": "methods beaten"}
+    for r in found:
+        name = texts[r.scheme] + (", undefined worst" if r.worst else "")
+        header += [f"Place by {r.scheme}" + (", undefined worst" if r.worst else ""), name.capitalize(), "Stability"]
+    order = sorted(first.place, key=lambda m: (first.place[m], first.score[m]))
+    lines = []
+    for m in order:
+        line = [m]
+        for r in found:
+            score = (
+                f"{r.score[m]:.0f}"
+                if r.scheme == "significance"
+                else f"{r.score[m]:.2f}"
+                if r.scheme == "mean rank"
+                else number(r.score[m])
+            )
+            line += [str(r.place[m]), score, f"{100 * r.stability[m]:.0f} %"]
+        lines.append(line)
+    taus = "; ".join(
+        f"{r.scheme}{' with undefined as worst' if r.worst else ''} {r.tau:.2f} (2.5 % quantile {r.tau_low:.2f})"
+        for r in found
+        if r.tau is not None
+    )
+    words = (
+        f"By {scores.label(metric)} over {_patients(first.patients)} ({first.excluded} left out for undefined values). Mean rank: ranked "
+        "within each patient, then averaged. Mean: averaged, then ranked. Significance: by the number of methods that a one-sided Wilcoxon "
+        "test (5 %, Holm over all ordered pairs) shows to be worse. Stability: the share of 1000 bootstrap samples of the patients in "
+        "which a method keeps its place (Wiesenfarth et al. 2021). Kendall's tau between this order and the bootstrap's, mean: "
+        f"{taus or 'all tied'}."
+    )
+    picture = _figure(figures.stability(first), "Ranking by mean rank: how often each method takes each place in the bootstrap.")
+    return _section("Ranking", _table(header, lines), picture, _text(words))
+
+
+def _pairs_section(tables: Tables, main: str) -> str:
+    """All pairs of methods, on the first structure of each metric; of the main metric alone where that would be long."""
+    scores = tables.scores
+    if len(scores.methods) < 2:
+        return ""
+    shown = [t for t in tables.pairs if t["kind"] == "quality" and t["structure"] == scores.structures(t["metric"])[0]]
+    tests = sum(t["kind"] == "quality" and t["p"] is not None for t in tables.pairs)
+    words = (
+        "Difference: mean of A minus B over patients with its 95% interval; shift: Hodges-Lehmann estimate with the interval of the "
+        f"signed-rank test. p: Wilcoxon and sign-change permutation of the mean, each Holm-corrected over all {tests} tests of quality "
+        "metrics (with more than 16 pairs a permutation p is at least 1/10001 before correction). Cliff's delta and the matched-pairs "
+        "rank-biserial correlation lie in [-1, 1], positive when A's values are larger. Excluded: values without a counterpart. pairs.csv "
+        "also has uncorrected p-values and Cohen's d."
+    )
+    if len(shown) > MAX_ROWS:
+        shown = [t for t in shown if t["metric"] == main]
+    header = ["Metric", "A", "B", "Difference [95% CI]", "Shift [95% CI]", "p Wilcoxon", "p permutation", "Cliff's δ", "Rank-biserial"]
+    header.append("Pairs (excluded)")
+    margins = {t["label"]: number(t["margin"], t["unit"]) for t in shown if "margin" in t}
+    if margins:
+        header.append("A not inferior")
+        words += (
+            f" Not inferior: the interval excludes that A is worse by the margin ({', '.join(f'{k} {v}' for k, v in margins.items())})."
+        )
+    lines = []
+    for t in shown:
+        unit = t["unit"]
+        line = [t["label"], t["a"], t["b"]]
+        line += [_interval(t["difference"], t["difference_low"], t["difference_high"], unit)]
+        line += [_interval(t["shift"], t["shift_low"], t["shift_high"], unit)]
+        line += [p_text(t["p_holm"]), p_text(t["p_permutation_holm"]), _effect(t["cliffs_delta"]), _effect(t["rank_biserial"])]
+        line.append(f"{t['pairs']} ({t['excluded']})")
+        lines.append([*line, {True: "yes", False: "not shown", None: "–"}[t.get("noninferior")]] if margins else line)
+    return _section("Pairs of methods", _table(header, lines, left=3), _text(words))
+
+
+def _interval(value: float | None, low: float | None, high: float | None, unit: str) -> str:
+    return number(value, unit) + (f" [{number(low, unit)}, {number(high, unit)}]" if low is not None else "")
+
+
+def _effect(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def _plots_section(scores, metrics, structure_of, baseline, challenger) -> str:
     points = "One point a case" + (" and structure" if any(len(scores.structures(m)) > 1 for m in metrics) else "")
     joined = "; lines join the same case" if len(scores.methods) == 2 else ""
-    parts = [_figure(figures.boxes(scores, metrics, structure_of), f"{points}{joined}. Boxes: quartiles and median; whiskers: 1.5 IQR.")]
+    caption = f"{points}{joined}. Boxes: quartiles and median; whiskers: 1.5 IQR; shaded: density."
+    parts = [_figure(figures.distributions(scores, metrics, structure_of), caption)]
     directed = [m for m in metrics if scores.facts[m]["better"] in ("higher", "lower")][:3]
     if challenger and directed:
         caption = f"Case by case: {challenger} against {baseline}. Points on the dashed line are equal."
         parts.append(_figure(figures.scatter(scores, directed, structure_of, baseline, challenger), caption))
-    caption = "Volume agreement (Bland-Altman): line, mean difference; dashed, limits of agreement (mean ± 1.96 SD)."
-    parts.append(_figure(figures.bland_altman(scores, cases), caption) if cases else "")
+    caption = "Agreement of volumes (Bland-Altman): line, mean difference; dashed, limits of agreement (mean ± 1.96 SD)."
+    parts.append(_figure(figures.bland_altman(scores), caption))
     return _section("Distributions", *parts)
 
 
-def _cases_section(scores: Scores, metric: str, structure: str, pictures: Sequence[CasePicture]) -> str:
-    """The pictured cases that are worst, median and best by the mean of all methods."""
+def _cases_section(scores: Scores, metric: str, structure: str, pictures: Mapping[str, CasePicture]) -> str:
+    """The worst cases, and a median and the best one, by the mean of all methods: a table, and pictures of those that have one."""
     values, _, keys = scores.aligned(metric, structure, scores.methods)
     by_case: dict[str, dict[str, float]] = {}
-    for case in {k[0] for k in keys}:
-        mine = {m: [v for v, k in zip(values[m], keys, strict=True) if k[0] == case and v is not None] for m in scores.methods}
-        by_case[case] = {m: float(np.mean(v)) for m, v in mine.items() if v}
+    found: dict[tuple[str, str], list[float]] = {}
+    for m in scores.methods:
+        for v, key in zip(values[m], keys, strict=True):
+            if v is not None:
+                found.setdefault((key[0], m), []).append(v)
+    for (case, m), v in found.items():
+        by_case.setdefault(case, {})[m] = float(np.mean(v))
     sign = -1 if scores.facts[metric]["better"] == "lower" else 1
-    ranked = sorted((p for p in pictures if by_case.get(p.case)), key=lambda p: sign * np.mean(list(by_case[p.case].values())))
+    ranked = sorted(by_case, key=lambda c: (sign * np.mean(list(by_case[c].values())), c))
     if not ranked:
         return ""
-    picks = {0: "Worst case", len(ranked) - 1: "Best case"} | ({len(ranked) // 2: "Median case"} if len(ranked) > 2 else {})
-    unit, parts = scores.facts[metric]["unit"], []
-    for n in sorted(picks):
-        p, heading = ranked[n], picks[n] if len(ranked) > 1 else "Case"
-        found = by_case[p.case]
-        captions = {m: f"{m}: {scores.label(metric)} {number(found.get(m), unit)}" for m in scores.methods}
-        parts.append(_figure(figures.contours(p, scores.methods, captions), f"{heading}: {p.case}"))
-    key = (
-        f'<p class="key"><span style="background:{figures.REFERENCE}"></span>reference '
-        f'<span style="background:{figures.PREDICTION}"></span>prediction</p>'
+    unit = scores.facts[metric]["unit"]
+    lines = [(c, *(number(by_case[c].get(m), unit) for m in scores.methods)) for c in ranked[:10]]
+    parts, shown = [], 0
+    for heading, case, picture in _picks(ranked, pictures):
+        captions = {m: f"{m}: {scores.label(metric)} {number(by_case[case].get(m), unit)}" for m in scores.methods}
+        parts.append(_figure(figures.contours(picture, scores.methods, captions, errors=True), f"{heading}: {case}"))
+        shown += 1
+    key = "".join(
+        f'<span style="background:{colour}"></span>{words} '
+        for colour, words in (
+            (figures.REFERENCE, "reference (outline)"),
+            (figures.PREDICTION, "prediction (outline)"),
+            (figures.FALSE_POSITIVE, "false positive"),
+            (figures.FALSE_NEGATIVE, "false negative"),
+            (figures.OTHER_CLASS, "wrong class"),
+        )
     )
-    how = f"By mean {scores.label(metric)} of all methods, among the {len(ranked)} cases with pictures."
-    if ranked[0].reference.ndim == 3:
+    how = f"By mean {scores.label(metric)} of all methods. Above: outlines; below: where prediction and reference disagree."
+    if any(pictures.get(c) is not None and pictures[c].reference.ndim == 3 for c in ranked[:1]):
         how += " Axial slice with the largest reference area; the patient's right is on the left."
-    return _section("Worst, median and best case", key, *parts, _text(how))
+    table = _table(("Worst cases", *scores.methods), lines)
+    return _section(
+        "Worst, median and best cases", table, f'<p class="key">{key}</p>' if shown else "", *parts, _text(how) if shown else ""
+    )
+
+
+def _picks(ranked: Sequence[str], pictures: Mapping[str, CasePicture]) -> list[tuple[str, str, CasePicture]]:
+    """(heading, case, picture) of the worst, a median and the best case that have a picture; none stands twice."""
+    out: list[tuple[str, str, CasePicture]] = []
+    wanted = [(f"Worst case {n + 1}" if n else "Worst case", ranked) for n in range(WORST)]
+    wanted += [("Median case", ranked[len(ranked) // 2 :]), ("Best case", ranked[::-1])]
+    for heading, order in wanted:
+        for case in order:
+            picture = None if any(case == c for _, c, _ in out) else pictures.get(case)
+            if picture is not None:
+                out.append((heading, case, picture))
+                break
+    return out
+
+
+def _subgroups_section(tables: Tables) -> str:
+    """A line a level, a column a method: mean [95% CI] and the patients."""
+    records, scores = tables.subgroups, tables.scores
+    if not records:
+        return ""
+    by_level: dict[tuple, dict[str, Row]] = {}
+    for r in records:
+        by_level.setdefault((r["subgroup"], r["level"], r["label"]), {})[r["method"]] = r
+    lines = []
+    for (name, level, label), found in by_level.items():
+        line = [name, level, label]
+        for m in scores.methods:
+            r = found[m]
+            undefined = f", {r['undefined']} undefined" if r["undefined"] else ""
+            line.append(f"{_interval(r['mean'], r['low'], r['high'], r['unit'])} (n {r['patients']}{undefined})")
+        lines.append(line)
+    words = "Mean over patients with 95% interval; levels are described, not tested: a difference between levels is a hint, not a finding."
+    if any(r["subgroup"] == SIZE for r in records):
+        words += f" Size: thirds of the reference volume ({scores.volume_unit}) within each structure."
+    return _section("Results by subgroup", _table(("Subgroup", "Level", "Metric", *scores.methods), lines, left=3), _text(words))
 
 
 def _costs_section(scores: Scores, summary, metric: str, structure: str, methods: Mapping[str, Mapping]) -> str:
@@ -234,7 +403,7 @@ def _costs_section(scores: Scores, summary, metric: str, structure: str, methods
         if mean is not None:
             points[m] = (cost, mean)
         lines.append((m, number(seconds, "s"), number(each, "s"), number(memory, "GiB"), number(millions, "M"), f.get("iterations", "–")))
-    if not lines:
+    if all(cell == "–" for line in lines for cell in line[1:]):
         return ""
     header = ("Method", "Training (s)", "Prediction (s per case)", "Peak memory (GiB)", "Parameters (millions)", "Iterations")
     picture = _figure(figures.costs(scores, points, scores.label(metric)), "Accuracy against cost.") if points else ""
@@ -243,7 +412,7 @@ def _costs_section(scores: Scores, summary, metric: str, structure: str, methods
 
 def _deviations_section(methods: Mapping[str, Mapping]) -> str:
     lines = []
-    for name, f in methods.items():
+    for name, f in ((name, f) for name, f in methods.items() if f):
         options = ", ".join(f"{k} = {v}" for k, v in (f.get("options") or {}).items()) or "paper defaults"
         deviations = "; ".join(map(str, f.get("deviations") or ())) or "none"
         lines.append((name, f.get("title", ""), f.get("evidence", ""), options, deviations, "; ".join(map(str, f.get("notes") or ()))))
@@ -255,7 +424,7 @@ def _deviations_section(methods: Mapping[str, Mapping]) -> str:
 def _undefined_section(rows: Sequence[Row]) -> str:
     counted: dict[tuple, list[str]] = {}
     for r in rows:
-        if r.get("value") is None:
+        if r.get("value") is None and "evidence" not in r:
             reason = r.get("note") or "no reason given"
             counted.setdefault((r["method"], r.get("structure", "") or "–", r["metric"], reason), []).append(r["case"])
     if not counted:
@@ -276,12 +445,15 @@ def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple, set)) else str(value)
 
 
-def _reproduce_section(plan: Mapping[str, Any], scores: Scores) -> str:
+def _reproduce_section(plan: Mapping[str, Any], tables: Tables) -> str:
+    scores = tables.scores
     command = f"<pre>{escape(str(plan['command']))}</pre>" if plan.get("command") else ""
     label = {m: scores.label(m) for m in scores.metrics}
+    parquet = "" if "scores.parquet" in tables.files else " scores.parquet was not written: pyarrow is not installed."
     words = (
-        "All scores on this page come from scores.csv beside it (one row a case, structure, metric and method); summary.csv and "
-        f"summary.json hold the table. Bootstrap and permutation seed: 0. Metrics: {', '.join(f'{m} = {t}' for m, t in label.items())}. "
+        "All scores on this page come from scores.csv beside it (one row a case, structure, metric and method); files: "
+        f"{', '.join(tables.files)}.{parquet} Bootstrap and permutation seed: 0. "
+        f"Metrics: {', '.join(f'{m} = {t}' for m, t in label.items())}. "
         "Definitions: Metrics Reloaded (Maier-Hein, Reinke et al., Nature Methods 2024); distances in mm on the original grid."
     )
     return _section("How to reproduce", command, _text(words), _digest(scores))
@@ -297,19 +469,24 @@ def _digest(scores: Scores) -> str:
 STYLE = """
 :root{color-scheme:light}*{box-sizing:border-box}
 body{font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;color:#1b1f24;background:#fff;margin:0}
-main{max-width:1120px;margin:0 auto;padding:32px 28px 64px}
-h1{font-size:26px;line-height:1.25;margin:0 0 12px}h2{font-size:18px;margin:40px 0 12px;border-bottom:1px solid #d6dae0;padding-bottom:5px}
-.lead{font-size:17px;border-left:4px solid #0072B2;background:#f3f7fa;padding:12px 16px;margin:0}
-.note{margin:14px 0 0;color:#444}section>p{color:#4a5058;font-size:13.5px;max-width:92ch}
-.scroll{overflow-x:auto}table{border-collapse:collapse;min-width:55%;font-size:13.5px;font-variant-numeric:tabular-nums}
-th{text-align:left;border-bottom:2px solid #1b1f24;padding:5px 18px 5px 0;cursor:pointer;vertical-align:bottom}
-td{border-bottom:1px solid #e6e9ed;padding:4px 18px 4px 0;vertical-align:top}.n{text-align:right;white-space:nowrap}
-tr.best td:nth-child(4){font-weight:600}figure{margin:16px 0 22px}img{max-width:100%;height:auto}figcaption{font-size:13px;color:#4a5058}
+main{max-width:1160px;margin:0 auto;padding:32px 28px 64px}
+h1{font-size:26px;line-height:1.25;margin:0 0 12px;overflow-wrap:anywhere}
+h2{font-size:18px;margin:40px 0 12px;border-bottom:1px solid #d6dae0;padding-bottom:5px;break-after:avoid}
+.lead{font-size:17px;border-left:4px solid #0072B2;background:#f3f7fa;padding:12px 16px;margin:0;overflow-wrap:anywhere}
+.note{margin:14px 0 0;color:#444}section>p{color:#3d434a;font-size:13.5px;max-width:96ch}
+.scroll{overflow-x:auto;margin:0 0 10px}table{border-collapse:collapse;min-width:55%;font-size:12.5px;font-variant-numeric:tabular-nums}
+th{text-align:left;border-bottom:2px solid #1b1f24;padding:5px 11px 5px 0;cursor:pointer;vertical-align:bottom}
+td{border-bottom:1px solid #e6e9ed;padding:4px 11px 4px 0;vertical-align:top;overflow-wrap:break-word;max-width:60ch}
+.n{text-align:right}td.n{white-space:nowrap;max-width:none}
+tr.best td:nth-child(4){font-weight:600}figure{margin:16px 0 22px;break-inside:avoid}img{max-width:100%;height:auto}
+figcaption{font-size:13px;color:#3d434a;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 20px;font-size:13.5px;margin:0}
-dt{color:#4a5058}dd{margin:0;overflow-wrap:anywhere}
-pre{background:#f3f4f6;padding:10px 14px;overflow-x:auto;font-size:13px}
-.key span{display:inline-block;width:22px;height:4px;margin:0 6px 3px 14px;vertical-align:middle}.key span:first-child{margin-left:0}
-@media print{main{max-width:none}section{break-inside:avoid-page}}
+dt{color:#3d434a}dd{margin:0;overflow-wrap:anywhere}
+pre{background:#f3f4f6;padding:10px 14px;overflow-x:auto;font-size:13px;white-space:pre-wrap;overflow-wrap:anywhere}
+.key span{display:inline-block;width:22px;height:7px;margin:0 6px 1px 14px;vertical-align:middle;print-color-adjust:exact;
+-webkit-print-color-adjust:exact}.key span:first-child{margin-left:0}
+@media print{main{max-width:none;padding:0}body{font-size:11pt}table{font-size:8pt}th,td{padding-right:7px}tr{break-inside:avoid}
+.scroll{overflow:visible}td.n{white-space:normal}}
 """
 
 SCRIPT = """
@@ -321,6 +498,8 @@ t.append(...[...t.rows].sort(c))}
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{title}</title><style>{style}</style></head>
 <body><main><h1>{title}</h1><p class="lead">{headline}</p>{note}
 {body}

@@ -1,4 +1,4 @@
-"""Statistics of a comparison of methods: intervals, paired tests, effect sizes, ranking. Pure functions of numbers, seeded.
+"""Statistics of a comparison of methods: intervals, paired tests, effect sizes. Pure functions of numbers, seeded; no torch.
 
 The unit of inference is the patient (``groups`` names the patient of each value): several values of a patient (cases, structures, runs)
 are averaged first, because they are not independent. Undefined values (None or NaN) are left out, in both methods when they are paired,
@@ -7,8 +7,9 @@ and counted; they are never replaced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -31,21 +32,6 @@ class Interval:
     values: int
     undefined: int
     confidence: float = 0.95
-
-    def to_json(self) -> dict:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Per method: mean rank over patients (1 is best), place in that order (ties share the better place), and the share of bootstrap
-    samples of patients in which it keeps its place. ``excluded``: patients without a defined value of every method."""
-
-    mean_rank: dict[str, float]
-    place: dict[str, int]
-    stability: dict[str, float]
-    patients: int
-    excluded: int
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -102,7 +88,7 @@ def mean_interval(
         return Interval(None, None, None, **facts)
     if len(means) == 1:
         return Interval(float(means[0]), None, None, **facts)
-    draws = means[_draws(len(means), samples, seed)].mean(axis=1)
+    draws = means[resamples(len(means), samples, seed)].mean(axis=1)
     tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
     if method == "bca":
         tails = _bca_tails(means, draws, tails)
@@ -110,9 +96,16 @@ def mean_interval(
     return Interval(float(means.mean()), float(low), float(high), **facts)
 
 
-def _draws(n: int, samples: int, seed: int) -> np.ndarray:
-    """(samples, n) patient numbers; the same for the same seed, so that methods are resampled together."""
+@lru_cache(maxsize=4)
+def resamples(n: int, samples: int, seed: int) -> np.ndarray:
+    """(samples, n) patient numbers, drawn with replacement; the same for the same seed, so that methods are resampled together."""
     return np.random.default_rng([seed, n]).integers(0, n, (samples, n))
+
+
+@lru_cache(maxsize=2)
+def _signs(n: int, draws: int, seed: int) -> np.ndarray:
+    """(draws, n) random signs."""
+    return np.random.default_rng([seed, n, 1]).integers(0, 2, (draws, n), dtype=np.int8) * 2 - 1
 
 
 def _bca_tails(means: np.ndarray, draws: np.ndarray, tails: np.ndarray) -> np.ndarray:
@@ -143,8 +136,9 @@ def paired_difference(
     """Method minus baseline on the same cases: ``method[i]`` and ``baseline[i]`` belong together; differences are averaged by patient.
 
     Returns mean, low, high (interval of the mean difference), patients, values, excluded (pairs with an undefined value), confidence,
-    two-sided wilcoxon and permutation p-values, and the effect sizes rank_biserial (in [-1, 1]) and cohens_d, positive when the method's
-    values are larger. What cannot be had (an interval from one patient) is None. Raises UsageError.
+    two-sided wilcoxon and permutation p-values, and the effect sizes, positive when the method's values are larger: shift with shift_low
+    and shift_high (Hodges-Lehmann), rank_biserial and cliffs_delta (in [-1, 1]) and cohens_d. What cannot be had (an interval from one
+    patient) is None. Raises UsageError.
     """
     a, b = as_numbers(method), as_numbers(baseline)
     if len(a) != len(b):
@@ -154,8 +148,11 @@ def paired_difference(
     d, excluded = patient_means(difference, groups)
     facts = interval.to_json()
     facts.pop("undefined")
+    both = np.isfinite(difference)
+    sides = (patient_means(np.where(both, side, np.nan), groups)[0] for side in (a, b))
     tests = {"wilcoxon": wilcoxon(d), "permutation": permutation(d, seed=seed)}
-    return {**facts, "excluded": excluded, **tests, "rank_biserial": rank_biserial(d), "cohens_d": cohens_d(d)}
+    effects = {"rank_biserial": rank_biserial(d), "cliffs_delta": cliffs_delta(*sides), "cohens_d": cohens_d(d)}
+    return {**facts, "excluded": excluded, **tests, **hodges_lehmann(d, confidence=confidence), **effects}
 
 
 def wilcoxon(differences: Values) -> float | None:
@@ -189,8 +186,7 @@ def permutation(differences: Values, *, draws: int = DRAWS, seed: int = 0) -> fl
     observed = abs(float(d.sum()))
     if len(d) <= EXACT:
         return _exact_p(d, observed)
-    signs = np.random.default_rng([seed, len(d), 1]).integers(0, 2, (draws, len(d)), dtype=np.int8) * 2 - 1
-    return float((1 + _as_far(signs @ d, observed, d)) / (1 + draws))
+    return float((1 + _as_far(_signs(len(d), draws, seed) @ d, observed, d)) / (1 + draws))
 
 
 def _exact_p(parts: np.ndarray, observed: float) -> float:
@@ -227,6 +223,56 @@ def rank_biserial(differences: Values) -> float | None:
     return float((ranks * np.sign(d)).sum() / ranks.sum())
 
 
+def cliffs_delta(method: Values, baseline: Values) -> float | None:
+    """P(a value of the method > one of the baseline) - P(<), over all pairs of the two samples, in [-1, 1] (Cliff 1993)."""
+    a, b = _defined(method), np.sort(_defined(baseline))
+    if len(a) == 0 or len(b) == 0:
+        return None
+    below, above = np.searchsorted(b, a, "left").sum(), len(a) * len(b) - np.searchsorted(b, a, "right").sum()
+    return float((below - above) / (len(a) * len(b)))
+
+
+def hodges_lehmann(differences: Values, *, confidence: float = 0.95) -> dict[str, float | None]:
+    """{"shift", "shift_low", "shift_high"}: the median of all Walsh averages (d_i + d_j) / 2, i <= j, and the interval of those shifts that
+    Wilcoxon's signed-rank test does not reject (Hollander, Wolfe and Chicken 2014, 3.2-3.3; Hodges and Lehmann 1963).
+
+    Its rank bound is exact up to 50 differences, normal beyond. Too few differences for the confidence (fewer than six at 95 %) have no
+    interval; no difference, or more than 4000 (all pairs of them are formed), has no shift.
+    """
+    d = _defined(differences)
+    if not 0 < len(d) <= 4000:
+        return {"shift": None, "shift_low": None, "shift_high": None}
+    i, j = np.triu_indices(len(d))
+    walsh = np.sort((d[i] + d[j]) / 2)
+    outside = _signed_rank_bound(len(d), (1 - confidence) / 2)
+    low, high = (float(walsh[outside - 1]), float(walsh[-outside])) if outside else (None, None)
+    return {"shift": float(np.median(walsh)), "shift_low": low, "shift_high": high}
+
+
+@lru_cache(maxsize=64)
+def _signed_rank_bound(n: int, tail: float) -> int:
+    """The largest k with P(W+ < k) <= ``tail`` for n differences without ties: the k-th Walsh average from each end bounds the interval."""
+    from scipy.special import ndtri
+
+    if n > 50:
+        return max(0, int(np.floor(n * (n + 1) / 4 + 0.5 + ndtri(tail) * np.sqrt(n * (n + 1) * (2 * n + 1) / 24))))
+    ways = np.zeros(n * (n + 1) // 2 + 1)
+    ways[0] = 1
+    for rank in range(1, n + 1):
+        ways[rank:] += ways[:-rank].copy()
+    return int(np.searchsorted(np.cumsum(ways) / 2.0**n, tail, "right"))
+
+
+def noninferior(low: float | None, high: float | None, margin: float, better: Literal["higher", "lower"]) -> bool | None:
+    """Whether the interval (low, high) of method minus reference excludes being worse by ``margin`` or more (two-sided 95 %: a one-sided
+    test at 2.5 %, as the CONSORT extension asks, Piaggio et al. 2012). None without an interval."""
+    if margin <= 0:
+        raise UsageError("a non-inferiority margin is positive, in the metric's unit", found=margin)
+    if low is None or high is None:
+        return None
+    return low > -margin if better == "higher" else high < margin
+
+
 def cohens_d(differences: Values) -> float | None:
     """Cohen's d of paired differences (d_z): mean / standard deviation (n - 1). None with fewer than two pairs or no spread."""
     d = _defined(differences)
@@ -247,50 +293,3 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
     scale = float(np.abs(values).max()) or 1.0
     return rankdata(np.round(values / scale, 9))
-
-
-# ------------------------------------------------------------------------------------------------------------------------------- ranking
-def ranking(
-    scores: Mapping[str, Values],
-    groups: Sequence[str] | None = None,
-    *,
-    better: Literal["higher", "lower"] = "higher",
-    samples: int = 1000,
-    seed: int = 0,
-) -> Ranking:
-    """Rank methods patient by patient, then order them by mean rank ("rank then aggregate", Wiesenfarth et al. 2021,
-    doi:10.1038/s41598-021-82017-6). ``scores[method][i]`` is value i of every method; values undefined for any method are left out."""
-    if better not in ("higher", "lower"):
-        raise UsageError("a ranking needs a direction", found=better, allowed="higher, lower")
-    methods = list(scores)
-    table = np.stack([as_numbers(scores[m]) for m in methods])
-    shared = np.isfinite(table).all(axis=0)
-    names = np.arange(table.shape[1]) if groups is None else np.asarray(groups)
-    by_patient = np.stack([patient_means(row[shared], names[shared].tolist())[0] for row in table])
-    n = by_patient.shape[1]
-    excluded = len(set(names.tolist())) - n
-    if n == 0:
-        return Ranking({}, {}, {}, 0, excluded)
-    signed = -by_patient if better == "higher" else by_patient
-    ranks = np.apply_along_axis(_tie_ranks, 0, signed)
-    place = _places(ranks.mean(axis=1)[None])[0]
-    resampled = ranks[:, _draws(n, samples, seed)].mean(axis=2).T
-    kept = (_places(resampled) == place).mean(axis=0)
-    return Ranking(
-        dict(zip(methods, ranks.mean(axis=1).tolist(), strict=True)),
-        dict(zip(methods, place.tolist(), strict=True)),
-        dict(zip(methods, kept.tolist(), strict=True)),
-        n,
-        excluded,
-    )
-
-
-def _tie_ranks(values: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
-    return rankdata(values)
-
-
-def _places(mean_ranks: np.ndarray) -> np.ndarray:
-    """(samples, methods) mean ranks -> places from 1; equal mean ranks share the better place."""
-    return 1 + (mean_ranks[:, None, :] < mean_ranks[:, :, None] - 1e-9).sum(axis=2)

@@ -1,0 +1,54 @@
+"""Weights of a backbone from a file the user has: safetensors only, nothing is downloaded and nothing is unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...core.errors import DataError, UsageError
+
+HEADS = ("fc.", "head.", "classifier.", "num_batches_tracked")  # of the classifier the weights come from, or mere counters
+
+
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Fill ``backbone`` with the tensors of its own names in a safetensors file (a leading 'backbone.' is dropped, the classifier's are
+    ignored). The first convolution is made to fit other channels: its weights, averaged over the file's channels, serve each of them, so
+    that a grey image gives what the same image in every channel gave.
+
+    UsageError: no such file, or no safetensors. DataError: tensors that are missing or of another shape, by name.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(
+            "there is no such file of weights", where=path, fix="give the path of a .safetensors file, or leave 'pretrained' empty"
+        )
+    try:
+        found = load_file(path)
+    except SafetensorError as e:
+        raise UsageError("this is not a safetensors file", where=path, found=str(e), fix="convert the weights to safetensors") from None
+    found = {k.removeprefix("backbone."): v for k, v in found.items()}
+    own = {k: v for k, v in backbone.state_dict().items() if not k.endswith(HEADS[-1])}
+    missing = sorted(set(own) - set(found))
+    if missing:
+        raise DataError(f"{len(missing)} tensors of the backbone are not in the file", where=path, found="no " + ", ".join(missing[:3]))
+    first = next(k for k, v in own.items() if v.ndim > 2)
+    found[first] = _for_channels(found[first], own[first])
+    other = [k for k in own if own[k].shape != found[k].shape]
+    if other:
+        k = other[0]
+        raise DataError(f"tensor '{k}' has another shape", where=path, found=tuple(found[k].shape), allowed=tuple(own[k].shape))
+    backbone.load_state_dict({k: found[k] for k in own}, strict=False)
+    extra = sorted(k for k in set(found) - set(own) if not k.startswith(HEADS) and not k.endswith(HEADS))
+    if extra:
+        raise DataError(f"{len(extra)} tensors of the file have no place in the backbone", where=path, found=", ".join(extra[:3]))
+
+
+def _for_channels(given: Tensor, own: Tensor) -> Tensor:
+    if given.shape[1] == own.shape[1]:
+        return given
+    return (given.sum(1, keepdim=True) / own.shape[1]).expand(-1, own.shape[1], *[-1] * (given.ndim - 2)).to(torch.float32).contiguous()
