@@ -168,7 +168,7 @@ def demo_picture(demo: Path) -> bytes:
         predictions[m] = np.asarray(read_labels(path, values=manifest.values, names=manifest.names).on(grid).data)
     image = np.asarray(next(iter(case.images.values())).on(grid, "nearest").data)
     picture = CasePicture(chosen, image, grid.spacing, np.asarray(label.data), predictions, manifest.names)
-    captions = {r["method"]: f"DSC {float(r['value']):.3f}" for r in rows if r["case"] == chosen}
+    captions = {r["method"]: f"{r['method']}, DSC {float(r['value']):.3f}" for r in rows if r["case"] == chosen}
     return contours(picture, list(predictions), captions)
 
 

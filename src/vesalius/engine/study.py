@@ -30,12 +30,14 @@ __all__ = ["Arm", "Data", "Expect", "Study", "prove"]
 
 @dataclass(frozen=True)
 class Data:
-    """A data set of a study, as ``open_dataset`` takes it, with what differs from the study there."""
+    """A data set of a study, as ``open_dataset`` takes it, with what differs from the study there. ``metrics``: those of the study that
+    it can give (empty: all); expectations of others are left out there."""
 
     where: str
     iterations: int | None = None
     labelled: int | None = None
     plan: Mapping[str, Any] | None = None
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,12 @@ def prove(
         manifest = open_dataset(where if where.startswith("phantom:") else root / where)
         folder = out / slug / hashlib.sha256(where.encode()).hexdigest()[:8]
         iterations, plan = part.iterations or study.iterations, {**(study.plan or {}), **(part.plan or {})}
+        metrics = part.metrics or study.metrics
         if study.measure is not None:
             folder.mkdir(parents=True, exist_ok=True)
             rows = study.measure(study, manifest, folder, seeds=seeds or study.seeds, iterations=iterations, plan=plan, progress=progress)
             atomic_write_text(folder / "scores.csv", to_csv(rows))
-            results[where] = _summary(study, rows)
+            results[where] = _summary(study, rows, metrics)
             continue
         compare(
             study.arms,
@@ -112,12 +115,12 @@ def prove(
             validations=study.validations,
             labelled=part.labelled,
             plan_overrides=plan,
-            metrics=tuple(dict.fromkeys([*study.metrics, *RULES])),
+            metrics=tuple(dict.fromkeys([*metrics, *RULES])),
             baseline=study.baseline,
             title=f"{slug}: {study.claim}",
             progress=progress,
         )
-        results[where] = _summary(study, _rows(study, folder))
+        results[where] = _summary(study, _rows(metrics, folder), metrics)
     record = {
         "slug": slug,
         "claim": study.claim,
@@ -139,19 +142,19 @@ def prove(
     return record
 
 
-def _rows(study: Study, folder: Path) -> list[dict]:
-    """The study's metrics from the files of a comparison."""
+def _rows(metrics: Sequence[str], folder: Path) -> list[dict]:
+    """The rows of these metrics from the files of a comparison."""
     with (folder / "scores.csv").open(newline="") as f:
-        rows = [r for r in csv.DictReader(f) if r["metric"] in study.metrics and not metric(r["metric"]).pooled]
+        rows = [r for r in csv.DictReader(f) if r["metric"] in metrics and not metric(r["metric"]).pooled]
     for r in read_json(folder / "summary.json")["pooled"]:  # one value a seed, which is then what is resampled
-        if r["metric"] in study.metrics:
+        if r["metric"] in metrics:
             rows.append({**r, "case": "", "patient": f"seed {r['seed']}"})
     return rows
 
 
-def _summary(study: Study, rows: list[dict]) -> dict:
+def _summary(study: Study, rows: list[dict], metrics: Sequence[str]) -> dict:
     """Means by arm, differences to the baseline, and each expectation with its paired difference and whether it held."""
-    tables = {(arm.name, m): _table(rows, arm.name, m) for arm in study.arms for m in study.metrics}
+    tables = {(arm.name, m): _table(rows, arm.name, m) for arm in study.arms for m in metrics}
     arms: dict = {arm.name: {} for arm in study.arms}
     for (arm, name), table in tables.items():
         values = [v for v in table.values() if v is not None]
@@ -164,7 +167,7 @@ def _summary(study: Study, rows: list[dict]) -> dict:
         if arm != study.baseline:
             arms[arm][name]["difference"] = _difference(table, tables[study.baseline, name])
     expected = []
-    for e in study.expects:
+    for e in (e for e in study.expects if e.metric in metrics):
         against = e.against or study.baseline
         d = _difference(tables[e.arm, e.metric], tables[against, e.metric])
         held = bool(d) and d["low"] is not None and (d["low"] > 0 if e.direction == "higher" else d["high"] < 0)

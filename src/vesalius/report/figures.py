@@ -273,6 +273,7 @@ def contours(picture: CasePicture, methods: Sequence[str], captions: Mapping[str
             given = predictions.get(name, np.zeros_like(reference))[window]
             _outline(axis, reference[window], spacing, REFERENCE)
             _outline(axis, given, spacing, PREDICTION)
+            axis.set(xlim=(0, width), ylim=(height, 0))  # outlines at the edge would widen the view
             if errors:
                 below = axes[(n // columns) * columns * deep + columns + n % columns]
                 below.imshow(image[window], **shown)
