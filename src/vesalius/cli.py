@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from .core.errors import UsageError, VesaliusError
+from .io.notes import Summary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,7 +46,8 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows '?'
     stopped = _stopped_by()
     try:
-        code = app(standalone_mode=False)  # an Exit's code comes back as the value, and so does a KeyboardInterrupt
+        with Summary():
+            code = app(standalone_mode=False)  # an Exit's code comes back as the value, and so does a KeyboardInterrupt
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(code)

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 class VesaliusNote(UserWarning):
-    """Something in a file was unusual and was dealt with by a declared policy; the text says which."""
+    """Something in a file was unusual and was dealt with by a declared policy; ``text`` says which, ``where`` it was."""
+
+    def __init__(self, text: str, where: str | Path | None = None):
+        super().__init__(f"{where}: {text}" if where is not None else text)
+        self.text = text
+
+
+class Summary:
+    """In place of ``warnings.showwarning`` (a context manager): the first note of each text is printed at once, and at the end how many
+    more there were of it; other warnings are shown as ever."""
+
+    def __init__(self):
+        self.seen: Counter[str] = Counter()
+
+    def __enter__(self) -> Summary:
+        self.plain, warnings.showwarning = warnings.showwarning, self._show
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        warnings.showwarning = self.plain
+        for text, number in self.seen.items():
+            if number > 1:
+                print(f"note: {text} ({number - 1} more)", file=sys.stderr)
+
+    def _show(self, message, category, *rest) -> None:
+        if not isinstance(message, VesaliusNote):
+            self.plain(message, category, *rest)
+            return
+        self.seen[message.text] += 1
+        if self.seen[message.text] == 1:
+            print(f"note: {message}", file=sys.stderr)
 
 
 def note(text: str, where: str | Path | None = None) -> None:
     """Emit one note, attributed to the caller of the reader."""
-    warnings.warn(f"{where}: {text}" if where is not None else text, VesaliusNote, stacklevel=3)
+    warnings.warn(VesaliusNote(text, where), stacklevel=3)
 
 
 def megabytes(count: float) -> str:
