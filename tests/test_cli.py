@@ -84,7 +84,7 @@ def test_predict_evaluate(folder, run, tmp_path):
 def test_a_missing_prediction_is_a_row_and_an_exit_code(folder, run, tmp_path):
     vesalius("predict", run, folder / "images" / "case1.png", "--out", tmp_path / "one")
     done = vesalius("evaluate", "--pred", tmp_path / "one", "--ref", folder, code=3)
-    assert "case 'case0' has no prediction" in done.stderr
+    assert "missing prediction: case 'case0'" in done.stderr
 
 
 def test_one_bad_input_does_not_stop_the_others(folder, run, tmp_path):

@@ -60,7 +60,7 @@ FAULTS = {
     36: (_LOOP + "test_checkpoint_of_another_shape_names_the_difference", _RUN + "test_plain_mistakes_in_a_runs_files"),
     37: (_RUN + "test_plain_mistakes_in_a_runs_files", "test_cli.py::test_mistakes_are_one_sentence"),
     38: (_ATOMIC + "test_killed_at_any_moment", _LOOP + "test_killed_process_resumes"),
-    39: (_LOOP + "test_resume_is_bit_equal", _RUN + "test_sigterm_saves_and_resumes_bitwise"),
+    39: (_LOOP + "test_resume_is_bit_equal", _RUN + "test_a_signal_saves_and_resumes_bitwise"),
     40: (_ATOMIC + "test_a_disk_that_fills_up", _RUN + "test_disk_full_keeps_the_last_checkpoint"),
     41: (_RUN + "test_what_does_not_fit_is_said_before", _API + "test_running_out_of_memory_is_tried_once_in_blocks"),
     42: (_API + "test_a_gpu_that_is_not_there", _API + "test_torchs_own_errors_are_explained"),
@@ -71,7 +71,7 @@ FAULTS = {
     47: (_LOOP + "test_a_loss_that_is_not_finite_stops_with_the_last_good_weights",),
     48: (_RUN + "test_no_foreground_at_all_is_one_sentence", _RUN + "test_one_case_is_enough_to_say_what_is_missing")
     + (_CHECK + "test_duplicates_leak",),
-    49: (_RUN + "test_ctrl_c_saves_and_exits_130", _RUN + "test_sigterm_to_the_whole_group")
+    49: (_RUN + "test_a_signal_saves_and_resumes_bitwise", _RUN + "test_sigterm_to_the_whole_group")
     + (_RUN + "test_a_prediction_ends_at_sigterm_with_whole_files", _RUN + "test_letters_a_terminal_cannot_show"),
     50: (_RUN + "test_locale_clock_and_workers_do_not_matter", _RUN + "test_a_clock_that_jumps_back"),
     51: (_LOOP + "test_two_processes_do_not_share_a_folder",),

@@ -246,7 +246,7 @@ def test_a_dataset_larger_than_memory_goes_in_blocks(solid, tmp_path, monkeypatc
         api.predict(solid, data, tmp_path / "p", probability=True, backend="torch")
     assert not reads
     monkeypatch.undo()
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=2**20))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=2**16))
     with pytest.raises(DataError, match="does not fit into memory|not even a block"):  # a phantom is measured once it is simulated
         api.predict(solid, "phantom:shapes-3d", tmp_path / "q", split="test", probability=True)
 

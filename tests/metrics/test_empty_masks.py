@@ -1,4 +1,4 @@
-"""The empty-mask table: what every metric of label maps says when one mask or both are empty. A blank in a report, never a made-up number."""
+"""The empty-mask table: what every metric of label maps says when one mask or both are empty: a blank in a report, never a number."""
 
 import numpy as np
 import pytest

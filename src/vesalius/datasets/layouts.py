@@ -90,6 +90,10 @@ def open_dataset(path: str | Path, *, layout: str | None = None) -> Manifest:
     """
     if str(path).startswith("phantom:"):
         return _phantom(str(path).removeprefix("phantom:"))
+    if "?" in str(path) and not Path(path).exists():
+        from .views import open_view
+
+        return open_view(str(path), lambda p: open_dataset(p, layout=layout))
     known = {one.name: one for one in LAYOUTS}
     if layout is not None and layout not in known:
         raise UsageError(f"unknown layout '{layout}'", fix=nearest(layout, known))

@@ -6,7 +6,7 @@ time and only the most probable class is kept, so that memory does not grow with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -64,10 +64,19 @@ def restore(
         probability=kept,
         images={k: back(v) for k, v in prediction.images.items()},
         uncertainty=back(prediction.uncertainty),
-        samples=back(prediction.samples),
+        samples=_samples(prediction.samples, back),
         displacement=back(prediction.displacement),
         instances=back(prediction.instances),
     )
+
+
+def _samples(samples: Image | None, back: Callable[[Image], Image]) -> Image | None:
+    """(S, K, *spatial) maps, sent home one by one."""
+    if samples is None:
+        return None
+    data = np.asarray(samples.source() if callable(samples.source) else samples.source)
+    home = back(replace(samples, source=data.reshape(-1, *data.shape[2:])))
+    return replace(home, source=home.data.reshape(*data.shape[:2], *home.geometry.shape))
 
 
 def most_probable(probability: Image, original: Geometry) -> np.ndarray:

@@ -183,6 +183,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
         return torch.from_numpy(np.stack([s.patch[key] for s in samples]).astype(dtype, copy=False))
 
     names = sorted({k for s in samples for k in s.patch})
+    for s in samples:
+        lacks = [k for k in names if k not in s.patch]
+        if lacks:
+            raise DataError(
+                f"a case of this batch has no '{lacks[0].partition(':')[2] or lacks[0]}'",
+                where=f"case {s.case}",
+                found=f"other cases have {', '.join(names)}",
+                fix="give all training cases the same label maps, or choose one rater's column",
+            )
     return Batch(
         image=stack("image", np.float32) if "image" in names else None,
         labels={k[6:]: stack(k, np.int64) for k in names if k.startswith("label:")},

@@ -92,7 +92,7 @@ def prove(
     started, results = time.monotonic(), {}
     for part in [Data(d) for d in data] or study.data:
         where = part.where
-        if not where.startswith("phantom:") and not (root / where).exists():
+        if not where.startswith("phantom:") and not (root / where.partition("?")[0]).exists():
             results[where] = {"skipped": "the data is not on this machine"}
             continue
         manifest = open_dataset(where if where.startswith("phantom:") else root / where)

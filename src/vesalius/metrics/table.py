@@ -59,7 +59,9 @@ NEEDS: Mapping[str, str] = {
     **{name: "f(value) of the challenge's own scorer (``metrics.curvas``)" for name in curvas.ROWS},
     **{name: "f(value), or pooled f([evidence, ...]), of the challenge's own scorer (``metrics.tdsc_abus``)" for name in tdsc_abus.ROWS},
 }
-PROBABLE = frozenset({"probability", "probabilities", "saliency", "raters' probability", "volumes", "candidates", *curvas.ROWS})  # of classes
+PROBABLE = frozenset(  # class probabilities
+    {"probability", "probabilities", "saliency", "raters' probability", "volumes", "candidates", *curvas.ROWS}
+)
 FROM_LABELS = frozenset({"counts", "surfaces", "borders", "open borders", "masks", "masks in mm", "instances"})  # two label maps are enough
 
 
@@ -244,7 +246,9 @@ METRICS: Mapping[str, Metric] = {
     **{name: _of_challenge(name, *way) for name, way in curvas.ROWS.items()},
     **{name: _of_challenge(name, *way) for name, way in tdsc_abus.ROWS.items() if name not in ("tdsc_froc", "tdsc_classification")},
     "tdsc_board_detection": Metric("TDSC-ABUS FROC", _official_froc, "tdsc_froc", "higher", _UNIT, pooled=True),
-    "tdsc_board_classification": Metric("TDSC-ABUS (accuracy + AUC) / 2", _official_classes, "tdsc_classification", "higher", _UNIT, pooled=True),
+    "tdsc_board_classification": Metric(
+        "TDSC-ABUS (accuracy + AUC) / 2", _official_classes, "tdsc_classification", "higher", _UNIT, pooled=True
+    ),
 }
 DEFAULT = ("dsc", "iou", "hd95", "assd", "nsd", "rve")
 

@@ -6,7 +6,6 @@ the focal loss of gamma 0, over both polarities.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 

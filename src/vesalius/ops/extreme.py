@@ -85,7 +85,7 @@ def random_walk(image: np.ndarray, seeds: np.ndarray, spacing: Sequence[float], 
         if (after == seeds).all():
             break
         seeds = after
-    return np.where(seeds == IGNORE, p, seeds == 1).astype(np.float32)
+    return p.astype(np.float32)
 
 
 def mask_from_extremes(

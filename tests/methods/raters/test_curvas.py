@@ -13,7 +13,8 @@ from vesalius.core.manifest import Manifest
 from vesalius.core.method import Clock
 from vesalius.core.plan import Plan
 from vesalius.core.prediction import Prediction
-from vesalius.methods.raters.curvas import CurvasUNet, opinions, shares
+from vesalius.methods.raters.curvas import CurvasUNet, shares
+from vesalius.ops.opinions import opinions
 
 MANIFEST = Manifest("organs", Path("."), 3, ("CT",), {"background": 0, "liver": 1, "kidney": 2}, ())
 PLAN = Plan(

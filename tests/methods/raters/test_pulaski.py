@@ -1,17 +1,20 @@
 """PULASki: the loss looks at sets, the prior is taught by the divergence alone, and a sample is one mask over all windows."""
 
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from vesalius import catalog
 from vesalius.core.case import IGNORE, Batch, Case, Image
 from vesalius.core.errors import UsageError
 from vesalius.core.geometry import Geometry
 from vesalius.core.manifest import Manifest
 from vesalius.core.method import Clock
 from vesalius.core.plan import Plan
+from vesalius.engine.restore import restore
 from vesalius.methods.raters.pulaski import PULASki
 
 MANIFEST = Manifest("lesions", Path("."), 2, ("MR",), {"background": 0, "lesion": 1}, ())
@@ -139,10 +142,11 @@ def test_one_latent_for_all_windows_of_a_case(latent_of, monkeypatch):
 def test_samples_keep_their_shape_on_another_grid():
     m = method().eval()
     with torch.no_grad():
-        samples = m.predict(case(24), rng=np.random.default_rng(0)).samples
-    moved = samples.on(Geometry.of((48, 48), 0.5, origin=(-0.25, -0.25)))
-    assert moved.data.shape == (4, 2, 48, 48)
-    assert np.allclose(moved.data.reshape(4, 2, 24, 2, 24, 2).mean((3, 5)), samples.data, atol=0.05)
+        prediction = m.predict(case(24), rng=np.random.default_rng(0))
+    finer = Geometry.of((48, 48), 0.5, origin=(-0.25, -0.25))
+    moved = restore(prediction, prediction.samples.geometry, finer, ("background", "foreground")).samples.source
+    assert moved.shape == (4, 2, 48, 48)
+    assert np.allclose(moved.reshape(4, 2, 24, 2, 24, 2).mean((3, 5)), prediction.samples.source, atol=0.05)
 
 
 def test_options_that_contradict_are_refused():
@@ -156,3 +160,11 @@ def test_the_state_goes_round():
     again = method(ema=0.9, distance="ce")
     again.load_state(*m.state())
     assert all(torch.equal(a, b) for a, b in zip(m.state_dict().values(), again.state_dict().values()))
+
+
+def test_the_proof_compares_distances_of_one_network():
+    study = runpy.run_path(str(Path(__file__).resolve().parents[3] / "proofs" / "raters" / "pulaski.py"))["study"]()
+    assert {study.baseline, *(e.arm for e in study.expects)} <= {a.name for a in study.arms}
+    assert {e.metric for e in study.expects} <= set(study.metrics)
+    sizes = {sum(p.numel() for p in catalog.build("pulaski", PLAN, MANIFEST, options=a.options).parameters()) for a in study.arms}
+    assert len(sizes) == 1

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from ...core.case import IGNORE, Batch
-from ...core.errors import DataError, UsageError
+from ...core.errors import UsageError
 from ...core.manifest import Manifest
 from ...core.method import Clock, Method, Run
 from ...core.plan import Plan
 from ...metrics.calibration import fit_temperature
 from ...objectives.dice_ce import deep
+from ...ops.opinions import opinions
 from ..planned import PlannedUNet
 
 VOXELS = 100_000  # of a case and rater in the fit of the temperature, evenly spread
@@ -83,14 +84,6 @@ class CurvasUNet(PlannedUNet):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return super().probabilities(logits.float() / self.temperature)
-
-
-def opinions(labels: Mapping[str, object]) -> tuple[str, ...]:
-    """The raters among label maps: all of them, but 'reference' only where there is no other. Raises DataError for none."""
-    names = tuple(n for n in labels if n != "reference") or tuple(labels)
-    if not names:
-        raise DataError("there is no rater to learn from", allowed="one label map a rater")
-    return names
 
 
 def shares(maps: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:

@@ -24,14 +24,13 @@ sample and case, kept for all windows.
 Good to know: ``samples`` masks are drawn for a case, their mean is its probability and the entropy of the mean its uncertainty. A case
 larger than the window is one mask a sample: its latent is drawn once, from the mean of the prior's answers to windows spread over the case
 (``latent_of='window'``: every window its own prior under the same noise, so that masks of neighbouring windows may disagree). A case is
-never predicted in blocks. The number of raters may not differ within a batch. The distance is in units of the root of voxels that differ,
-so ``beta`` means less on large patches. One rater alone teaches no spread.
+never predicted in blocks, and memory grows with ``samples``. The number of raters may not differ within a batch. The distance is in
+units of the root of voxels that differ, so ``beta`` means less on large patches. One rater alone teaches no spread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -41,7 +40,6 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from ...core.case import IGNORE, Batch, Case, Condition, Image
 from ...core.errors import UsageError
-from ...core.geometry import Geometry
 from ...core.manifest import Manifest
 from ...core.method import Clock, Method
 from ...core.plan import Plan
@@ -52,21 +50,6 @@ from ...networks.prob_unet import Gaussian, ProbabilisticUNet
 from ...objectives.set_distance import energy_distance, sinkhorn_divergence
 from ...ops.opinions import opinions
 from ..learned import Segmenter
-
-
-@dataclass(frozen=True)
-class Samples(Image):
-    """``data`` (S, K, *spatial) on ``geometry``: an image whose channels are draws times classes."""
-
-    @property
-    def data(self) -> np.ndarray:
-        return np.asarray(self.source() if callable(self.source) else self.source)
-
-    def on(self, grid: Geometry, mode: str = "linear", *, fill: float = 0.0, antialias: bool = False) -> Samples:
-        s, k, *shape = self.data.shape
-        flat = Image(self.data.reshape(s * k, *shape), self.geometry).on(grid, mode, fill=fill, antialias=antialias)
-        return replace(self, source=flat.data.reshape(s, k, *grid.shape), geometry=grid)
-
 
 DISTANCES = {"energy": energy_distance, "sinkhorn": sinkhorn_divergence}
 WINDOWS = 32  # that the prior of a case is the mean of, at most
@@ -133,17 +116,10 @@ class PULASki(Segmenter):
         one = maps[torch.arange(len(maps), device=maps.device), picked]
         prior = self.network.prior(batch.image)
         number = 1 if self.distance == "ce" else self.draws or maps.shape[1]
-        if self.seen == "each":
-            which = torch.arange(number, device=maps.device) % maps.shape[1]
-            posteriors = [self.network.posterior(batch.image, self.hot(maps[:, i])) for i in which]
-        else:
-            posteriors = [self.network.posterior(batch.image, self.hot(one))]
-        if self.draw == "prior":
-            z = prior.draw(self.noise(prior, number))
-        elif self.seen == "each":
-            z = torch.cat([p.draw(self.noise(p, 1)) for p in posteriors], 1)
-        else:
-            z = posteriors[0].draw(self.noise(prior, number))
+        seen = [maps[:, i % maps.shape[1]] for i in range(number)] if self.seen == "each" else [one]
+        posteriors = [self.network.posterior(batch.image, self.hot(m)) for m in seen]
+        drawn = [prior] if self.draw == "prior" else posteriors
+        z = torch.cat([g.draw(self.noise(g, number // len(drawn))) for g in drawn], 1)
         logits = self.network(batch.image, z).float()  # (B, S, K, *s)
         kl = torch.stack([p.kl(prior) for p in posteriors]).mean()
         return {"reconstruction": self.mismatch(logits, maps, one), "kl": self.beta * kl}
@@ -200,6 +176,6 @@ class PULASki(Segmenter):
         grid = case.geometry
         return Prediction(
             probability=Image(drawn.mean(0), grid),
-            samples=Samples(drawn, grid),
+            samples=Image(drawn, grid),
             uncertainty=Image(predictive_entropy(drawn).astype(np.float32)[None], grid),
         )

@@ -66,6 +66,7 @@ CARDS: tuple[Card, ...] = (
         claim="The gap in predicted Dice between groups has the sign and order of the true gap, without any label of the audited cases.",
         baseline="the gap in mean confidence inside the mask",
         parts={"segmenter": "unet"},
+        evidence="proof",
         phantom="chest-radiograph",
         deviations=("references by image correlation for the Siamese encoder; SimpleITK for the registration nets",),
     ),
