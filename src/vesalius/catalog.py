@@ -31,6 +31,8 @@ HOMES = (
     "vesalius.methods.anatomy",
     "vesalius.methods.raters",
     "vesalius.methods.trust",
+    "vesalius.methods.breast",
+    "vesalius.methods.reports",
 )
 
 

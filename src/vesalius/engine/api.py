@@ -431,10 +431,10 @@ def predict(
 
 
 def _predict(trained: Trained, jobs: Sequence[Job], out: Path, format, probability, overwrite, backend, seed, progress) -> list[Path]:
-    ledger, failed = Ledger(out, _identity(trained, seed)), []
+    ledger, failed, maps = Ledger(out, _identity(trained, seed)), [], _gives_maps(trained.record["method"])
     todo: dict[Path, Job] = {}
     for job in jobs:
-        target = out / f"{job.name}{format or job.ending}"
+        target = out / f"{job.name}{(format or job.ending) if maps else '.json'}"
         if target in todo:
             fix = "predict them into different folders"
             failed.append(str(DataError("two inputs have the same name", where=job.where, found=todo[target].where, fix=fix)))
@@ -459,8 +459,11 @@ def _predict(trained: Trained, jobs: Sequence[Job], out: Path, format, probabili
                     progress.say(f"{job.name}: {note}")
                 if new:
                     ledger.add(target)  # beforehand, so that a file of ours is never taken for another's
-                data, grid = np.asarray(answer.label.data), answer.label.geometry
-                write_labels(target, data, grid, values=trained.manifest.values, names=trained.manifest.names)
+                if maps:
+                    data, grid = np.asarray(answer.label.data), answer.label.geometry
+                    write_labels(target, data, grid, values=trained.manifest.values, names=trained.manifest.names)
+                else:
+                    write_json(target, {"text": dict(answer.text), "table": dict(answer.table), "notes": list(answer.notes)})
                 if not new:
                     ledger.add(target)
                 if probability and answer.probability is not None:
@@ -477,6 +480,11 @@ def _predict(trained: Trained, jobs: Sequence[Job], out: Path, format, probabili
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise DataError(f"{len(failed)} of {len(jobs)} inputs could not be predicted: {failed[0]}{more}", where=out)
     return [t for t in todo if t in written]
+
+
+def _gives_maps(method: str) -> bool:
+    """Whether a method answers with label maps; the answers of others (texts, columns of the table) are written as JSON."""
+    return method not in catalog.cards() or bool({"labels", "probability"} & set(catalog.get(method).gives))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from ...core.errors import UsageError, nearest
 from ...core.manifest import Manifest
 from . import abus, brain, moving_context, polyp, radiograph, shapes, torso, tumour_bed, ultrasound, vessels
 from .phantom import Phantom
+from .report import open_reports
 from .variants import OPTIONS
 
 PHANTOMS: dict[str, Phantom] = {
@@ -50,6 +51,8 @@ def open_phantom(name: str, *, cases: Any = None, seed: int = 0, **options: Any)
     ``cases``: a total (shared out as by default), (train, val, test), or {'train': n, ...}; a case is the same however many there are.
     ``seed``: which population. ``options``: those of ``describe()``; unknown names and values raise UsageError with the nearest name.
     """
+    if name == "reports":  # texts: no phantom of the gallery, which shows images
+        return open_reports(cases=cases, seed=seed, **options)
     if name not in PHANTOMS:
         raise UsageError(f"unknown phantom '{name}'", fix=nearest(name, PHANTOMS))
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
