@@ -33,6 +33,7 @@ HOMES = (
     "vesalius.methods.trust",
     "vesalius.methods.breast",
     "vesalius.methods.reports",
+    "vesalius.methods.pathology",
 )
 
 

@@ -233,8 +233,6 @@ def check(data: Annotated[str, typer.Argument(metavar="DATA")], as_json: Json = 
 
     manifest = open_dataset(data)
     findings = [asdict(f) for f in run(manifest, quick=quick, workers=workers)]
-    if manifest.regions:
-        findings.append({"level": "warning", "where": manifest.name, "text": manifest.regions_rule})
     if as_json or findings:
         _print(findings, as_json)
     errors = sum(f["level"] == "error" for f in findings)

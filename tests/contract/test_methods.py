@@ -1,4 +1,4 @@
-"""The laws every card that gives label maps obeys, on the smallest phantom of its task. What a paper breaks by design stands on its card."""
+"""The laws of cards that give label maps, on the smallest phantom of their task. What a paper breaks by design stands on its card."""
 
 import numpy as np
 import pytest

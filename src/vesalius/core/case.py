@@ -14,16 +14,17 @@ import numpy as np
 
 from .errors import DataError, GeometryError
 from .geometry import Geometry, resample, resample_labels
+from .lazy import Lazy
 
 IGNORE = -1  # the ignore index: voxels that no annotator spoke for
 
 
 @dataclass(frozen=True)
 class Image:
-    """``data`` (C, *spatial) on ``geometry``. ``data`` may be a function that reads it (slides, videos, volumes larger than memory);
+    """``data`` (C, *spatial) on ``geometry``. ``source`` may be a function that reads it, or ``Lazy`` where it is larger than memory;
     ``normalise`` is False for channels that are already on their final scale (a saliency, a distance)."""
 
-    source: np.ndarray | Callable[[], np.ndarray]
+    source: np.ndarray | Callable[[], np.ndarray] | Lazy
     geometry: Geometry
     normalise: bool = True
     name: str = ""
@@ -37,7 +38,9 @@ class Image:
         return data
 
     def on(self, grid: Geometry, mode: str = "linear", *, fill: float = 0.0, antialias: bool = False) -> Image:
-        """This image read on another grid."""
+        """This image read on another grid; a lazy one stays lazy and nothing is read."""
+        if isinstance(self.source, Lazy):
+            return replace(self, source=self.source.on(grid), geometry=grid)
         return replace(self, source=resample(self.data, self.geometry, grid, mode, fill=fill, antialias=antialias), geometry=grid)
 
 
@@ -139,6 +142,11 @@ class Case:
             for item in group.values():
                 return item.geometry
         raise DataError("this case has no image, label or ROI and so no grid", where=self.id)
+
+    @property
+    def lazy(self) -> bool:
+        """Whether an image is larger than memory: such a case is predicted on its plan's grid and outlined, not restored pixel by pixel."""
+        return any(isinstance(i.source, Lazy) for i in self.images.values())
 
     @property
     def native(self) -> Case:

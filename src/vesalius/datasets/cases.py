@@ -22,6 +22,7 @@ from .. import io
 from ..core.case import IGNORE, Case, Image, LabelMap
 from ..core.errors import DataError, GeometryError
 from ..core.geometry import Geometry
+from ..core.lazy import Lazy
 from ..core.manifest import CaseRef, Manifest
 from ..io.notes import note
 from .marks import read_boxes, read_points
@@ -136,7 +137,7 @@ def _images(manifest: Manifest, ref: CaseRef, cache: str | Path | None) -> dict[
             if channel >= len(image.data):
                 raise DataError(f"the file has no channel {channel}", where=file, found=f"{len(image.data)} channels (counted from 0)")
             image = replace(image, source=image.data[channel : channel + 1])
-        elif manifest.dims == 2:
+        elif manifest.dims == 2 and not isinstance(image.source, Lazy):
             image = replace(image, source=_picture(image.data, name, file))
         out[name] = image
     if len(out) < 2 or all(map(is_view, out)):

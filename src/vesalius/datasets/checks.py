@@ -168,6 +168,8 @@ def _voxels(manifest: Manifest, case: Case, facts: Facts) -> None:
 # ------------------------------------------------------------------------------------------------------------------------- between cases
 def _rows(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
     """What the table of cases says by itself."""
+    if manifest.regions:
+        yield Finding("warning", manifest.name, manifest.regions_rule)
     cases, total = manifest.cases, len(manifest.cases)
     for kind, names in (("image", manifest.channels), ("label", _union(c.labels for c in cases)), ("text", _union(c.text for c in cases))):
         for name in names:

@@ -21,15 +21,18 @@ import numpy as np
 from .. import catalog
 from ..core.case import Case
 from ..core.errors import DataError, ResourceError, RunError, UsageError, VesaliusError
+from ..core.geometry import Geometry
 from ..core.manifest import Manifest, Split
 from ..core.method import Method
 from ..core.plan import Fingerprint, Plan
 from ..core.prediction import Prediction, Score
 from ..datasets import open_dataset, read_case
-from ..io import write_image, write_labels
+from ..io import header, write_image, write_labels
 from ..io.files import WRITABLE
+from ..io.wsi import is_slide, write_geojson
 from ..methods.learned import LearnedMethod
 from ..metrics import PROBABLE, metric
+from ..ops.polygons import annotations
 from . import checkpoint
 from .evaluate import RULES, evaluate, mean_dsc, score
 from .fingerprint import fingerprint
@@ -462,6 +465,8 @@ def _predict(trained: Trained, jobs: Sequence[Job], out: Path, format, probabili
                 if maps:
                     data, grid = np.asarray(answer.label.data), answer.label.geometry
                     write_labels(target, data, grid, values=trained.manifest.values, names=trained.manifest.names)
+                    if job.files and is_slide(job.files[0]):
+                        _outline(target, answer, header(job.files[0], spacing=trained.manifest.spacing_mm)[1])
                 else:
                     write_json(target, {"text": dict(answer.text), "table": dict(answer.table), "notes": list(answer.notes)})
                 if not new:
@@ -589,6 +594,13 @@ def _accelerate(trained: Trained, jobs: Sequence[Job], backend: str, progress: P
         progress.say(f"inference: {choice['backend']} {choice['precision']} (agreement {choice['agreement']:.4f} with torch fp32)")
 
 
+def _outline(target: Path, answer: Prediction, geometry: Geometry) -> None:
+    """A slide's polygons beside its label file, as QuPath reads them, in the slide's finest pixels."""
+    found, ids = answer.label, answer.instances
+    parts, names = annotations(found.data, found.geometry, found.names, None if ids is None else ids.data)
+    write_geojson(target.with_suffix(".geojson"), parts, geometry, names)
+
+
 def _answer(trained: Trained, job: Job, *, seed: int, probability: bool, progress: Progress) -> Prediction:
     """In blocks where the whole does not fit into memory; a method that cannot be cut so is refused before the work begins. What runs out
     of memory all the same is tried once more: on the CPU after a GPU, in smaller blocks else."""
@@ -597,7 +609,7 @@ def _answer(trained: Trained, job: Job, *, seed: int, probability: bool, progres
     if need > free and not _cuttable(method, probability):
         raise _too_large(job, need, free)
     case = job.read()
-    if job.geometry is None and case.images:
+    if job.geometry is None and case.images and not case.lazy:
         need = need_gib(plan, case.geometry)
         if need > free and not _cuttable(method, probability):
             raise _too_large(job, need, free)

@@ -34,7 +34,7 @@ def infer(method: Method, case: Case, plan: Plan, *, seed: int = 0, probability:
     return restore(
         prediction,
         prepared.geometry,
-        case.geometry,
+        prepared.geometry if case.lazy else case.geometry,
         plan.classes,
         probability=probability,
         largest_component=plan.largest_component,

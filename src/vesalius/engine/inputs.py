@@ -18,6 +18,7 @@ from ..datasets.cases import file_of, header_of, spacing_of
 from ..datasets.stems import ending, stem
 from ..io import sniff
 from ..io.arrays import split_address
+from ..io.wsi import is_slide
 from .progress import Progress
 
 _NUMBERED = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net's file names
@@ -97,9 +98,12 @@ def _geometry(manifest: Manifest, ref: CaseRef, plan: Plan) -> Geometry | None:
     if manifest.built_in is not None or address is None:
         return None
     try:
-        geometry = header_of(file_of(manifest, address)[0], spacing_of(manifest, ref))[1]
+        file = file_of(manifest, address)[0]
+        geometry = header_of(file, spacing_of(manifest, ref))[1]
     except DataError:  # reading says what is wrong
         return None
+    if is_slide(file):
+        return plan.grid.of(geometry)  # predicted there, never whole
     return geometry if geometry.ndim == plan.dims else None
 
 

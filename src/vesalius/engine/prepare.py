@@ -21,7 +21,8 @@ import numpy as np
 
 from ..core.case import Case, Image, Query
 from ..core.errors import DataError
-from ..core.geometry import Geometry, Grid
+from ..core.geometry import Geometry, Grid, LongestSide
+from ..core.lazy import Lazy
 from ..core.manifest import CaseRef, Manifest
 from ..core.method import Method
 from ..core.plan import Plan
@@ -29,6 +30,7 @@ from ..io.atomic import atomic_write_text
 from .record import cache_root
 
 _VERSION = 2
+_OVERVIEW = 1024  # longest side (px) of what tells the intensities of an image larger than memory
 _LOCATIONS = 4000  # foreground voxels kept per class for oversampling
 
 
@@ -46,6 +48,10 @@ def prepare(case: Case, plan: Plan, method: Method | None = None, *, training: b
     place = _placing(case, plan)
     images = {}
     for name, image in case.images.items():
+        if isinstance(image.source, Lazy):
+            rule = plan.normalise.get(name, "none") if image.normalise else "none"
+            images[name] = _lazily(image.on(place(image.geometry)), rule, plan.intensities.get(name, {}))
+            continue
         smooth = "cubic" if image.normalise else "linear"
         moved = image.on(place(image.geometry), smooth, fill=float(np.min(image.data)) if image.normalise else 0.0, antialias=True)
         data = np.asarray(moved.data, np.float32)
@@ -87,7 +93,7 @@ def target_geometry(case: Case, grid: Grid, crop: bool) -> Geometry:
         inside = case.rois[grid.inside].on(geometry).data > 0
         wide = [int(np.ceil(grid.margin / s)) for s in geometry.spacing]
         geometry = _bounding(geometry, inside, wide)
-    elif crop:
+    elif crop and not case.lazy:
         first = next(iter(case.images.values()))
         data = first.on(geometry, "nearest").data
         geometry = _bounding(geometry, (data != data.min()).any(0), [0] * geometry.ndim)
@@ -126,6 +132,17 @@ def normalise(data: np.ndarray, rule: str, facts: Mapping[str, float], native: n
         mean, sd = data.mean(axes, keepdims=True, dtype=np.float64), data.std(axes, keepdims=True, dtype=np.float64)
         return ((data - mean) / np.maximum(sd, 1e-8)).astype(np.float32) if (sd > 1e-8).any() else np.zeros_like(data)
     raise DataError("unknown normalisation", found=rule, allowed="ct, zscore, fixed, unit, byte, none")
+
+
+def _lazily(image: Image, rule: str, facts: Mapping[str, float]) -> Image:
+    """A lazy image normalised part by part, where need be by the numbers of an overview of the whole."""
+    source, grid = image.source, image.geometry
+    native = np.zeros((1,), source.dtype)
+    if rule == "zscore" or rule in ("unit", "byte") and source.dtype != np.uint8:
+        native = source.read(LongestSide(min(_OVERVIEW, max(grid.shape))).of(grid))
+    if rule == "zscore":
+        rule, facts = "fixed", {"mean": float(native.mean()), "sd": float(native.std())}
+    return replace(image, source=source.then(partial(normalise, rule=rule, facts=facts, native=native)))
 
 
 # -------------------------------------------------------------------------------------------------------------------------------- cache

@@ -38,6 +38,10 @@ def read_image(
     """
     where = str(path)
     kind = _kind(where)
+    if kind == "tiff" and _is_slide(where):
+        from .wsi import Slide
+
+        return Slide(where, spacing=_tuple(spacing)).image()
     if cache is None or kind not in _CACHED:
         data, geometry = _read(where, kind, spacing, prefer)
         return Image(_finite(data, where), geometry, name=where)
@@ -150,6 +154,12 @@ def _tuple(spacing: Sequence[float] | None) -> tuple[float, ...] | None:
     return None if spacing is None else tuple(float(s) for s in spacing)
 
 
+def _is_slide(where: str) -> bool:
+    from .wsi import is_slide
+
+    return is_slide(where)
+
+
 def _peek(where: str, kind: str, spacing: Sequence[float] | None, prefer: str | None) -> tuple[tuple[int, ...], Geometry, np.dtype]:
     if kind.startswith("nifti"):
         from . import nifti
@@ -164,6 +174,11 @@ def _peek(where: str, kind: str, spacing: Sequence[float] | None, prefer: str | 
         from . import dicom
 
         return dicom.peek(where, spacing=_tuple(spacing))
+    if kind == "tiff" and _is_slide(where):
+        from .wsi import Slide
+
+        with Slide(where, spacing=_tuple(spacing)) as slide:
+            return (slide.channels, *slide.geometry.shape), slide.geometry, slide.dtype
     if kind in _RASTERS:
         from . import raster
 
