@@ -12,6 +12,7 @@ pip torch==2.13.0
 pip numpy scipy nibabel SimpleITK pandas scikit-learn scikit-image imageio tifffile matplotlib seaborn tqdm requests einops blosc2 \
     safetensors psutil yacs graphviz threadpoolctl fft-conv-pytorch rich typer humanize deprecated jaxtyping \
     connected-components-3d
+pip panoptica==2.1.7
 # These pull in torchvision or timm when their dependencies are followed, and none of the code measured here uses either.
 pip --no-deps nnunetv2==2.8.1 batchgeneratorsv2==0.3.6 batchgenerators dynamic-network-architectures acvl-utils future unittest2 \
     monai==1.6.1 torchio==1.2.1
