@@ -30,6 +30,7 @@ from ..core.case import Boxes, Case
 from ..core.errors import DataError, GeometryError, UsageError
 from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
+from ..ops.components import bounding_box
 from .cases import read_case
 from .marks import read_boxes
 from .rows import Rows, read_rows
@@ -132,8 +133,7 @@ def box_axes_of(manifest: Manifest, cases: Sequence[str] | None = None) -> list[
     tables = {folder: read_rows(folder / "bbx_labels.csv") for _, folder in _parts(path)}
     for ref in chosen:
         mask = np.asarray(read_case(manifest, ref.id).labels["reference"].data) > 0
-        spans = [np.flatnonzero(mask.any(tuple(b for b in range(3) if b != a))) for a in range(3)]
-        own = np.array([[s[0], s[-1]] for s in spans]).T
+        own = np.array([[s.start, s.stop - 1] for s in bounding_box(mask)]).T
         table = next(t for folder, t in tables.items() if (path / ref.images["ABUS"]).is_relative_to(folder))
         centre, size = _box_rows(table)[int(ref.id)][0]
         for axes in worst:

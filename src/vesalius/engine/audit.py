@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,15 @@ from ..core.plan import Plan
 from ..core.prediction import Prediction, Score
 from ..datasets import open_dataset
 from ..datasets.phantoms.corruption import KINDS, corrupt
+from ..metrics import score_case
 from ..metrics.calibration import Reliability, brier, reliability_tables
-from ..metrics.overlap import dsc
+from ..ops.components import bounding_box
 from ..report.audit_page import verdict, write_audit
 from ..report.statistics import holm
 from . import checkpoint
 from .api import Trained, hide_labels, open_run, reader
+from .fit import Lender
 from .infer import infer
-from .prepare import prepare
 from .progress import Progress
 from .record import machine, versions, write_json
 
@@ -178,7 +179,7 @@ class Judge:
     known: np.ndarray
 
 
-class Lent:
+class Lent(Lender):
     """A ``core.method.Run`` for wrappers around a trained method: cases and folds, and nothing is trained."""
 
     def __init__(self, manifest: Manifest, method: Method, seed: int):
@@ -190,20 +191,6 @@ class Lent:
 
     def train(self, method: Method, train: Sequence[str], val: Sequence[str], *, name: str = "", share: float = 1.0) -> None:
         raise UsageError("an audit trains nothing", where=type(method).__name__)
-
-    def prepared(self, case: str, method: Method | None = None) -> Case:
-        method = method or self.method
-        return prepare(self.read(case), method.plan, method, training=True)
-
-    def infer(self, method: Method, cases: Iterable[str | Case]) -> Iterable[tuple[Case, Prediction]]:
-        for case in cases:
-            native = self.read(case) if isinstance(case, str) else case
-            prepared = prepare(native, method.plan, method)
-            yield prepared, method.predict(prepared.without_labels(), rng=self.rng)
-
-    def folds(self, cases: Sequence[str], k: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-        part = self.manifest.only(cases)
-        return [(s.train, s.val) for s in (part.split(n, k, seed=self.seed) for n in range(k))]
 
     def score(self, prediction: Prediction, case: Case) -> list[Score]:
         raise UsageError("an audit's wrappers are not scored while they are fitted")
@@ -314,20 +301,15 @@ def _truth(case: Case, answer: Prediction, tables: list[Reliability]) -> list[Sc
 
 
 def _overlaps(case: Case, label: LabelMap, reference: LabelMap, metric: str, step: int | None = None) -> list[Score]:
-    ours, theirs = np.asarray(label.data), np.asarray(reference.data)
-    spoken = theirs >= 0
-    return [
-        Score(case.id, metric, dsc((ours == k) & spoken, theirs == k), name, patient=case.patient, step=step)
-        for k, name in enumerate(reference.names)
-        if k and (reference.annotated is None or name in reference.annotated)
-    ]
+    """DSC of every structure, as rows of ``metric``."""
+    rows = score_case(label, reference, case_id=case.id, patient=case.patient, metrics=("dsc",), rater="")
+    return [replace(r, metric=metric, step=step, note="", extra={}) for r in rows]
 
 
 def _around(mask: np.ndarray) -> np.ndarray:
     """The bounding box of a mask, a few voxels wider; everything when it is empty."""
     out = np.zeros(mask.shape, bool)
-    spans = [np.flatnonzero(mask.any(tuple(b for b in range(mask.ndim) if b != a))) for a in range(mask.ndim)]
-    out[tuple(slice(max(0, s[0] - _MARGIN), s[-1] + 1 + _MARGIN) if s.size else slice(None) for s in spans)] = True
+    out[bounding_box(mask, _MARGIN) or ...] = True
     return out
 
 

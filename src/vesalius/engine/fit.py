@@ -59,8 +59,31 @@ class Interrupted(RunError):
     exit_code = 130
 
 
+class Lender:
+    """What any ``core.method.Run`` lends of the cases of a ``manifest``, which ``read`` gives; ``method`` is the one being fitted."""
+
+    manifest: Manifest
+    read: Callable[[str], Case]
+    method: Method
+    seed: int
+
+    def prepared(self, case: str, method: Method | None = None) -> Case:
+        """Made anew on every call."""
+        method = method or self.method
+        return prepare(self.read(case), method.plan, method, training=True)
+
+    def infer(self, method: Method, cases: Iterable[str | Case]) -> Iterable[tuple[Case, Prediction]]:
+        for case in cases:
+            native = self.read(case) if isinstance(case, str) else case
+            yield prepare(native, method.plan, method), answer(method, native, method.plan)[1]
+
+    def folds(self, cases: Sequence[str], k: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        part = self.manifest.only(cases)
+        return [(s.train, s.val) for s in (part.split(fold, k, seed=self.seed) for fold in range(k))]
+
+
 @dataclass
-class Training:
+class Training(Lender):
     """Lent to ``Method.fit`` (``core.method.Run``): trains methods in the loop, infers, splits, scores and logs, all in one folder."""
 
     out: Path
@@ -85,26 +108,12 @@ class Training:
         self._log = _Log(self.out / "log.csv")
 
     # what methods ask for
-    def prepared(self, case: str, method: Method | None = None) -> Case:
-        """Made anew on every call."""
-        method = method or self.method
-        return prepare(self.read(case), method.plan, method, training=True)
-
-    def infer(self, method: Method, cases: Iterable[str | Case]) -> Iterable[tuple[Case, Prediction]]:
-        for case in cases:
-            native = self.read(case) if isinstance(case, str) else case
-            yield prepare(native, method.plan, method), answer(method, native, method.plan)[1]
-
     def fit(self, part: Method, train: Sequence[str], val: Sequence[str], *, share: float = 1.0) -> None:
         outer, self.share = self.share, self.share * share
         try:
             part.fit(train, val, self)
         finally:
             self.share = outer
-
-    def folds(self, cases: Sequence[str], k: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-        part = self.manifest.only(cases)
-        return [(s.train, s.val) for s in (part.split(fold, k, seed=self.seed) for fold in range(k))]
 
     def score(self, prediction: Prediction, case: Case) -> list[Score]:
         native = case.native

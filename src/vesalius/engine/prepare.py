@@ -27,6 +27,7 @@ from ..core.manifest import CaseRef, Manifest
 from ..core.method import Method
 from ..core.plan import Plan
 from ..io.atomic import atomic_write_text
+from ..ops.components import bounding_box
 from .record import cache_root
 
 _VERSION = 2
@@ -102,12 +103,8 @@ def target_geometry(case: Case, grid: Grid, crop: bool) -> Geometry:
 
 def _bounding(geometry: Geometry, inside: np.ndarray, wide: list[int]) -> Geometry:
     """The sub-grid of the mask's bounding box widened by ``wide`` voxels within the grid; the grid itself when the mask is empty."""
-    if not inside.any():
-        return geometry
-    spans = [np.flatnonzero(inside.any(tuple(b for b in range(inside.ndim) if b != a))) for a in range(inside.ndim)]
-    low = [max(0, int(s[0]) - w) for s, w in zip(spans, wide, strict=True)]
-    high = [min(n, int(s[-1]) + 1 + w) for s, w, n in zip(spans, wide, geometry.shape, strict=True)]
-    return geometry.cropped(low, high)
+    box = bounding_box(inside, wide)
+    return geometry if box is None else geometry.cropped([s.start for s in box], [s.stop for s in box])
 
 
 def normalise(data: np.ndarray, rule: str, facts: Mapping[str, float], native: np.ndarray | None = None) -> np.ndarray:

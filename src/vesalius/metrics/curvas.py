@@ -25,6 +25,7 @@ import numpy as np
 from ..core.case import Case, LabelMap
 from ..core.errors import DataError, GeometryError
 from ..core.prediction import Prediction, Score
+from ..ops.components import bounding_box
 from .calibration import check_probability, ece_by_rater, volume_crps
 from .overlap import dsc
 from .raters import Regions, regions
@@ -145,10 +146,8 @@ def ece_code(probability: np.ndarray, label: np.ndarray, *, bins: int = BINS) ->
 def body_box(ct: np.ndarray) -> tuple[slice, ...]:
     """The in-plane bounding box of voxels above 0 HU of any slice (last axis) as slices; everything where there is none."""
     inside = (ct > 0).any(-1)
-    if not inside.any():
-        return (slice(None),) * ct.ndim
-    spans = [np.flatnonzero(inside.any(1 - a)) for a in range(2)]
-    return (*(slice(int(s[0]), int(s[-1]) + 1) for s in spans), slice(None))
+    box = bounding_box(inside)
+    return (slice(None),) * ct.ndim if box is None else (*box, slice(None))
 
 
 def mean_ranks(values: Mapping[str, Mapping[str, float | None]], metrics: Sequence[str] = RANKED) -> dict[str, float]:

@@ -12,9 +12,10 @@ import numpy as np
 
 from ..core.case import IGNORE, LabelMap
 from ..core.errors import DataError, GeometryError
+from ..ops.components import bounding_box
 from .detection import Matched, Matching, Objects, match, objects
 from .overlap import Counts, counts
-from .surface import BorderDistances, SurfaceDistances, border_distances, bounding_box, surfaces
+from .surface import BorderDistances, SurfaceDistances, border_distances, surfaces
 
 Box = tuple[slice, ...]
 Masks = tuple[np.ndarray, np.ndarray]

@@ -18,6 +18,7 @@ from itertools import product
 import numpy as np
 
 from ..core.errors import GeometryError, UsageError
+from ..ops.components import bounding_box
 from .overlap import as_masks
 
 Vertex = tuple[float, ...]
@@ -298,17 +299,6 @@ def _border(mask: np.ndarray, box: tuple[slice, ...], closed: bool) -> np.ndarra
 
 
 # ---------------------------------------------------------------------------------------------------------------------- surface elements
-def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box that holds the foreground; None for an empty mask."""
-    box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        if hit.size == 0:
-            return None
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return tuple(box)
-
-
 def neighbour_codes(mask: np.ndarray) -> np.ndarray:
     """(n+1, ...) uint8: at every voxel corner, which of its 2^d voxels are foreground; the highest bit is the lowest voxel."""
     padded = np.pad(mask.view(np.uint8), 1)

@@ -12,8 +12,8 @@ from itertools import product
 import numpy as np
 
 from ..core.errors import GeometryError, UsageError
+from ..ops.components import bounding_box
 from .overlap import as_masks
-from .surface import bounding_box
 
 
 # --------------------------------------------------------------------------------------------------------------------------- centre lines

@@ -1,10 +1,25 @@
-"""Connected components of a mask, in two and three dimensions; neighbours touch by a face, an edge or a corner (8 or 26)."""
+"""Connected components of a mask, in two and three dimensions; neighbours touch by a face, an edge or a corner (8 or 26); and its box."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..core.errors import DataError, UsageError
+
+
+def bounding_box(mask: np.ndarray, margin: int | Sequence[int] = 0) -> tuple[slice, ...] | None:
+    """The smallest box that holds the foreground of a mask (*spatial), ``margin`` voxels wider on every side (one number, or one an axis)
+    within the array; None for an empty mask."""
+    wide = [margin] * mask.ndim if isinstance(margin, int) else margin
+    box = []
+    for axis, w in enumerate(wide):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        if hit.size == 0:
+            return None
+        box.append(slice(max(0, int(hit[0]) - int(w)), min(mask.shape[axis], int(hit[-1]) + 1 + int(w))))
+    return tuple(box)
 
 
 def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

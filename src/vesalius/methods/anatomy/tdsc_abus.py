@@ -25,7 +25,7 @@ from ...core.prediction import Prediction
 from ...core.prompt import Prompt
 from ...metrics.detection import box_overlaps
 from ...metrics.tdsc_abus import component_boxes
-from ...ops.components import components
+from ...ops.components import bounding_box, components
 from ..planned import PlannedUNet
 
 TARGET, STRUCTURE = "malignant", "lesion"
@@ -178,9 +178,7 @@ def lesion_features(image: np.ndarray, mask: np.ndarray, spacing: Sequence[float
     from edt import edt
 
     step = np.asarray(spacing, float)
-    spans = [np.flatnonzero(mask.any(tuple(b for b in range(3) if b != a))) for a in range(3)]
-    wide = np.ceil(margin_mm / step).astype(int)
-    crop = tuple(slice(max(0, int(s[0]) - w), int(s[-1]) + 1 + w) for s, w in zip(spans, wide, strict=True))
+    crop = bounding_box(mask, np.ceil(margin_mm / step).astype(int))
     x, m = np.asarray(image[crop], float), np.ascontiguousarray(mask[crop])
     away = edt(~m, anisotropy=tuple(step), parallel=1) if not m.all() else np.zeros(m.shape)
     around, rim = (away > 0) & (away <= margin_mm), (away > 0) & (away <= 2.0)
@@ -189,7 +187,7 @@ def lesion_features(image: np.ndarray, mask: np.ndarray, spacing: Sequence[float
     faces = sum(np.abs(np.diff(padded, axis=a)).sum() * step.prod() / step[a] for a in range(3))
     border = np.argwhere(m & (edt(m, anisotropy=tuple(step), black_border=True, parallel=1) <= step.max())) * step
     radii = np.linalg.norm(border - border.mean(0), axis=1)
-    extent = [(s[-1] - s[0] + 1) * d for s, d in zip(spans, step, strict=True)]
+    extent = [(s.stop - s.start) * d for s, d in zip(bounding_box(m), step, strict=True)]
     below = around.copy()
     below[:, np.argwhere(m)[:, 1].min() :] = False  # deeper than the lesion: towards lower indices
     under = np.broadcast_to(m.any(1, keepdims=True), m.shape)
