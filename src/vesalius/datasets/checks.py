@@ -19,6 +19,7 @@ from ..core.case import Case
 from ..core.errors import ResourceError, VesaliusError
 from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
+from . import sides
 from .cases import channels_by_name, file_of, header_of, is_view, read_case, spacing_of
 
 LEVELS = ("error", "warning", "note")
@@ -45,6 +46,7 @@ class Facts:
     channels: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     voxels: dict[str, dict[int, int]] = field(default_factory=dict)  # label -> class index -> count
+    centres: dict[str, dict[str, float]] = field(default_factory=dict)  # label -> structure -> how far right, mm
     float_labels: tuple[str, ...] = ()
     ignored: bool = False
 
@@ -58,7 +60,7 @@ def check(manifest: Manifest, *, quick: bool = False, workers: int = 0) -> list[
     look = partial(_look, manifest, quick)
     facts = _parallel(look, [c.id for c in manifest.cases], workers) if workers > 0 else [look(c.id) for c in manifest.cases]
     found = _gathered([f for one in facts for f in one.findings], manifest.name)
-    for rule in (_rows, _duplicates, _grids, _channel_counts, _foreground):
+    for rule in (_rows, _duplicates, _grids, _channel_counts, _foreground, _sides):
         found += rule(manifest, facts)
     return sorted(dict.fromkeys(found), key=lambda f: LEVELS.index(f.level))
 
@@ -157,6 +159,8 @@ def _voxels(manifest: Manifest, case: Case, facts: Facts) -> None:
             facts.findings.append(Finding("warning", where, f"{which} is constant ({data[flat[0]].flat[0]:g} everywhere)"))
     for name, label in case.labels.items():
         data = np.asarray(label.data)
+        if data.ndim - label.overlapping == 3 and not manifest.instances:
+            facts.centres[name] = sides.centres(label, manifest.names)
         if label.overlapping:
             facts.voxels[name] = {k: int(m.sum()) for k, m in enumerate(data)}
             continue
@@ -281,6 +285,17 @@ def _foreground(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]
         for k, name in enumerate(manifest.names):
             if k and k not in seen and any(count.get(k) for _, _, count in rows):
                 yield Finding("error", manifest.name, f"class '{name}' occurs in the test set but in no training case")
+
+
+def _sides(manifest: Manifest, facts: Sequence[Facts]) -> Iterator[Finding]:
+    """Structures on the wrong side of the body."""
+    for name in _union(one.centres for one in facts):
+        at = {one.case: one.centres[name] for one in facts if name in one.centres}
+        told = {case: found for case, of in at.items() if (found := sides.wrong_by_name(of))}
+        others = {case: [text] for case, text in sides.unlike_the_others(at).items() if case not in told}
+        for case, found in {**told, **others}.items():
+            for text in found:
+                yield Finding("warning", f"case {case}", text)
 
 
 # -------------------------------------------------------------------------------------------------------------------------------- wording
