@@ -53,7 +53,11 @@ def test_show_lists_options():
 
 
 def test_datasets_lists_phantoms():
-    assert "tumour-bed" in vesalius("datasets").stdout
+    table = vesalius("datasets").stdout
+    assert "phantom:tumour-bed" in table and "nnunet" in table and max(map(len, table.splitlines())) < 200
+    shown = vesalius("datasets", "show", "tumour-bed").stdout
+    assert "contrast" in shown and "36 9 12" in shown
+    assert "Did you mean" in vesalius("datasets", "show", "tumor-bed", code=2).stderr
 
 
 def test_check_a_good_folder(folder):

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .core.errors import UsageError, VesaliusError
+from .core.errors import UsageError, VesaliusError, nearest
 from .io.notes import Summary
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 methods_app = typer.Typer(invoke_without_command=True, help="List the methods, or show one.")
 app.add_typer(methods_app, name="methods")
+datasets_app = typer.Typer(invoke_without_command=True, help="List the built-in data sets and the layouts that open, or show one.")
+app.add_typer(datasets_app, name="datasets")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -215,12 +217,40 @@ def methods_show(slug: str, as_json: Json = False) -> None:
     _print([{"option": k, **v} for k, v in card["options"].items()], False)
 
 
-@app.command()
-def datasets(as_json: Json = False) -> None:
+@datasets_app.callback()
+def datasets(ctx: typer.Context, as_json: Json = False) -> None:
     """List the built-in phantoms and the dataset layouts that open."""
+    if ctx.invoked_subcommand:
+        return
     from .datasets import available
 
-    _print(available(), as_json)
+    rows = available()
+    if as_json:
+        return _print(rows, True)
+    _print([r for r in rows if r["kind"] == "phantom"], False, ("open", "dims", "modality", "cases", "title"))
+    print("\nlayouts of folders and files that open as they are")
+    _print([r for r in rows if r["kind"] == "layout"], False, ("name", "text"))
+
+
+@datasets_app.command("show")
+def datasets_show(name: str, as_json: Json = False) -> None:
+    """What a built-in phantom or a layout holds, and its options."""
+    from .datasets import available
+
+    rows = {row["name"]: row for row in available()}
+    if name not in rows:
+        raise UsageError(f"no built-in dataset '{name}'", fix=nearest(name, rows))
+    row = rows[name]
+    if as_json:
+        print(json.dumps(row, indent=1, default=str))
+        return
+    print(f"{row['name']}: {row.get('title', row['kind'])}\n{row['text']}\n")
+    for key in ("open", "dims", "modality", "channels", "labels", "cases"):
+        if row.get(key):
+            print(f"{key:<12} {', '.join(row[key]) if key in ('channels', 'labels') else _text(row[key])}")
+    if row.get("options"):
+        print(f"\noptions ({row['open']}?option=value&option=value)")
+        _print([{"option": k, "text": v} for k, v in row["options"].items()], False)
 
 
 @app.command()
@@ -299,8 +329,12 @@ def train(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN")],
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label files.")],
+    inputs: Annotated[list[str] | None, typer.Argument(metavar="INPUT...")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="For registration: a CSV, columns fixed and moving, of inputs by name (or of image files).")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option("--text", help="An expression to look for, 'the left nodule'; repeat.")] = None,
     format: Annotated[str | None, typer.Option(help="File ending, e.g. .nii.gz, .nrrd, .png; default: the input's kind.")] = None,
     probability: Annotated[bool, typer.Option(help="Also write the class probabilities.")] = False,
     split: Annotated[str | None, typer.Option(help="Of a dataset: only these cases (train, val, test).")] = None,
@@ -316,15 +350,21 @@ def predict(
     """Predict files, folders or a dataset with a trained RUN; labels lie on each input's own grid.
 
     A folder holds one case a file (or <case>_0000, <case>_0001, ... for several channels), or DICOM series. A prediction that was stopped
-    goes on when the same command is given again.
+    goes on when the same command is given again. A registration takes FIXED MOVING, a dataset's pairs or --pairs, and writes displacement
+    fields (world mm, on the fixed grid) with the warped images.
     """
     from .engine import api
 
+    inputs = inputs or []
+    if not inputs and pairs is None:
+        raise UsageError("nothing to predict", where="INPUT", fix="name image files, folders or a dataset")
     given: Any = inputs[0] if len(inputs) == 1 else inputs
     written = api.predict(
         run,
         given,
         out,
+        pairs=pairs,
+        texts=tuple(text or ()),
         format=format,
         probability=probability,
         overwrite=overwrite,
@@ -337,7 +377,7 @@ def predict(
     if as_json:
         print(json.dumps([str(p) for p in written], indent=1))
     else:
-        print(f"{len(written)} label files in {out}")
+        print(f"{len(written)} {api.answers(run)} in {out}")
 
 
 @app.command()
@@ -390,6 +430,9 @@ def compare(
     labelled: Annotated[int | None, typer.Option(help="Keep the labels of so many training patients only.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value; repeat for more.")] = None,
     metric: Metrics = None,
+    prompts: Annotated[
+        str, typer.Option(help="Simulated users of promptable methods, by commas: box, box20, 1click, 3random, scribble, box+2clicks.")
+    ] = "",
     margin: Annotated[list[str] | None, typer.Option("--margin", help="Of non-inferiority, metric=value; repeat for more.")] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -422,6 +465,7 @@ def compare(
         labelled=labelled,
         options=options,
         device=device,
+        prompts=tuple(m.strip() for m in prompts.split(",") if m.strip()),
         margin={name: _number(value, "--margin") for name, value in _settings(margin or [], "--margin").items()},
         **({"metrics": tuple(metric)} if metric else {}),
         progress=_progress(quiet),

@@ -13,7 +13,8 @@ from tests.io.made import ct_series
 from vesalius.core.errors import DataError, UsageError
 from vesalius.core.manifest import CaseRef, Manifest
 from vesalius.datasets import open_dataset
-from vesalius.engine import api
+from vesalius.engine import api, runs
+from vesalius.engine import predict as predicting
 from vesalius.engine.inputs import jobs_of
 
 SMALL = {"batch": 2, "features": (4, 8, 8), "precision": "32", "workers": 0, "threads": 1}
@@ -49,19 +50,19 @@ class Says(api.Progress):
 @pytest.mark.parametrize("device", ["cuda:0,1", "0,1", "cuda:0,cuda:1", "gpu", "mps", "cuda:x", "", "1"])
 def test_devices_that_are_not_supported(device):
     with pytest.raises(UsageError, match="--device.*allowed: auto, cpu") as caught:
-        api._device(device)
+        api.device_of(device)
     assert ("one device" in str(caught.value)) == ("," in device)
 
 
 def test_a_gpu_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="no GPU that torch can use"):
-        api._device("cuda")
+        api.device_of("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert api._device("auto") == "cuda" and api._device("cuda:1") == "cuda:1"
+    assert api.device_of("auto") == "cuda" and api.device_of("cuda:1") == "cuda:1"
     with pytest.raises(UsageError, match="no such GPU.*allowed: auto, cpu, cuda, cuda:0, cuda:1"):
-        api._device("cuda:2")
+        api.device_of("cuda:2")
 
 
 # -------------------------------------------------------------------------------------------------------------------------------- folds
@@ -183,7 +184,7 @@ def test_half_a_folder_goes_on(flat, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     for i in range(4):
         Picture.fromarray(rng.integers(0, 255, (40, 48), dtype=np.uint8)).save(tmp_path / "in" / f"{i}.png")
-    count, infer = [], api.infer
+    count, infer = [], predicting.infer
 
     def dies(*args, **kwargs):
         count.append(args[1].id)
@@ -191,7 +192,7 @@ def test_half_a_folder_goes_on(flat, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return infer(*args, **kwargs)
 
-    monkeypatch.setattr(api, "infer", dies)
+    monkeypatch.setattr(predicting, "infer", dies)
     with pytest.raises(KeyboardInterrupt):
         api.predict(flat, tmp_path / "in", tmp_path / "out")
     assert count == ["0", "1", "2"] and sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "1.png"]
@@ -208,8 +209,10 @@ def test_half_a_folder_goes_on(flat, tmp_path, monkeypatch):
 
 
 def test_mirrored_windows_on_and_off(solid, tmp_path, monkeypatch):
-    seen, infer = [], api.infer
-    monkeypatch.setattr(api, "infer", lambda m, c, p, **k: (seen.append((m.inferer().mirror_axes, p.test_mirror)), infer(m, c, p, **k))[1])
+    seen, infer = [], predicting.infer
+    monkeypatch.setattr(
+        predicting, "infer", lambda m, c, p, **k: (seen.append((m.inferer().mirror_axes, p.test_mirror)), infer(m, c, p, **k))[1]
+    )
     path, plan = volume(tmp_path / "a.nii.gz"), solid.plan
     assert plan.test_mirror == (0,)
     for name, tta in (("none", None), ("on", True), ("off", False)):
@@ -231,17 +234,19 @@ def test_a_dataset_larger_than_memory_goes_in_blocks(solid, tmp_path, monkeypatc
     data = Manifest("d", tmp_path / "d", 3, solid.plan.channels, solid.manifest.labels, tuple(
         CaseRef(str(i), str(i), images={solid.plan.channels[0]: f"images/{i}.nii.gz"}) for i in range(2)
     ))  # fmt: skip
-    free, need = psutil.virtual_memory(), api.need_gib(solid.plan, jobs(solid, data)[0].geometry)
+    free, need = psutil.virtual_memory(), predicting.need_gib(solid.plan, jobs(solid, data)[0].geometry)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=int(0.95 * need * 2**30)))
     said = Says()
     probes = []
-    monkeypatch.setattr(api, "accelerate_if_worth_it", lambda m, p, shapes, first, backend: probes.append((shapes, first().geometry.shape)))
+    monkeypatch.setattr(
+        predicting, "accelerate_if_worth_it", lambda m, p, shapes, first, backend: probes.append((shapes, first().geometry.shape))
+    )
     made = api.predict(solid, data, tmp_path / "out", progress=said)
     assert probes == [([(20, 20, 200)] * 2, (20, 20, 49))]  # the network is tried on the middle only
     assert [nib.load(p).shape for p in made] == [(20, 20, 200)] * 2 and sum("predicted in blocks" in s for s in said.said) == 2
     reads = []
-    monkeypatch.setattr(api, "accelerate_if_worth_it", lambda *a, **k: None)
-    monkeypatch.setattr(api, "read_case", lambda *a: reads.append(a))
+    monkeypatch.setattr(predicting, "accelerate_if_worth_it", lambda *a, **k: None)
+    monkeypatch.setattr(runs, "read_case", lambda *a: reads.append(a))
     with pytest.raises(DataError, match="2 of 2.*does not fit into memory.*GiB needed"):
         api.predict(solid, data, tmp_path / "p", probability=True, backend="torch")
     assert not reads
@@ -253,7 +258,7 @@ def test_a_dataset_larger_than_memory_goes_in_blocks(solid, tmp_path, monkeypatc
 
 def test_acceleration_counts_a_datasets_windows(solid, tmp_path, monkeypatch):
     counted = []
-    monkeypatch.setattr(api, "accelerate_if_worth_it", lambda m, p, shapes, first, backend: counted.append(sorted(shapes)))
+    monkeypatch.setattr(predicting, "accelerate_if_worth_it", lambda m, p, shapes, first, backend: counted.append(sorted(shapes)))
     volume(tmp_path / "d" / "a.nii.gz", (20, 22, 24))
     volume(tmp_path / "d" / "b.nii.gz", (30, 22, 24))
     api.predict(solid, tmp_path / "d", tmp_path / "out")
@@ -281,9 +286,9 @@ def test_running_out_of_memory_is_tried_once_in_blocks(solid, tmp_path, monkeypa
             raise error
         return small(method, case, plan, gib=1.0, seed=seed)
 
-    small = api.infer_in_blocks
-    monkeypatch.setattr(api, "infer", fails)
-    monkeypatch.setattr(api, "infer_in_blocks", blocks)
+    small = predicting.infer_in_blocks
+    monkeypatch.setattr(predicting, "infer", fails)
+    monkeypatch.setattr(predicting, "infer_in_blocks", blocks)
     paths = [volume(tmp_path / "a.nii.gz"), volume(tmp_path / "b.nii.gz")]
     with pytest.raises(DataError, match="1 of 2.*a.nii.gz: not enough memory"):
         api.predict(solid, paths, tmp_path / "out")

@@ -96,6 +96,13 @@ def test_what_was_fitted_is_stored_and_the_next_audit_needs_no_training_data(run
         assert first[r.case, r.metric, r.structure] == pytest.approx(r.value, rel=1e-6)
 
 
+def test_a_run_that_was_shown_few_labels_is_audited_on_its_test_cases_too(tmp_path):
+    few = api.train("unet", DATA, tmp_path / "run", iterations=2, validations=1, labelled=6, plan_overrides=SMALL)
+    found = audit(few.folder, DATA, tmp_path / "out", bench=0, options=QUICK)
+    assert {r.case for r in found.rows if r.case} == set(few.split.test)
+    assert found.notes == [] and by(found.rows, "rca_max")  # the judges were fitted on the cases it was trained on
+
+
 def test_without_labels_nothing_true_is_said(run, tmp_path):
     data = open_dataset(DATA.replace("24", "12") + "&seed=2&labelled=0")
     unlabelled = data.only(data.where("train")[:5])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torch import nn
 from vesalius.core.case import Case, Condition, Image, LabelMap, Query
 from vesalius.core.errors import DataError, GeometryError, UsageError
 from vesalius.core.geometry import Geometry, Grid
-from vesalius.core.manifest import CaseRef, Manifest
+from vesalius.core.manifest import Manifest
 from vesalius.core.method import Sampling, Stage, Stream
 from vesalius.core.plan import Plan
 from vesalius.core.prediction import Prediction
@@ -25,6 +24,8 @@ from vesalius.engine.sample import Draws
 from vesalius.inferers.whole import Whole
 from vesalius.methods.learned import Classifier, LandmarkMethod, LearnedMethod, ReferringSegmenter
 
+from ..memory import in_memory
+
 SIDE = 12
 
 
@@ -33,16 +34,9 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VESALIUS_CACHE", str(tmp_path / "cache"))
 
 
-def manifest(make, number=6, dims=2, labels=None, **more) -> Manifest:
+def manifest(make, number=6, dims=2, **more) -> Manifest:
     """A data set in memory: ``make(i) -> Case``."""
-    cases = {f"c{i}": make(i) for i in range(number)}
-    rows = tuple(
-        CaseRef(k, k, images=dict.fromkeys(c.images, ""), labels=dict.fromkeys(c.labels, ""), text=dict(c.text), table=dict(c.table))
-        for k, c in cases.items()
-    )
-    channels = tuple(next(iter(cases.values())).images)
-    names = labels or {"background": 0, "foreground": 1}
-    return Manifest(f"memory-{make.__name__}", Path("."), dims, channels, names, rows, built_in=lambda row: cases[row.id], **more)
+    return in_memory((make(i) for i in range(number)), dims, name=f"memory-{make.__name__}", **more)
 
 
 def grey(i, shape=(SIDE, SIDE)):
@@ -66,6 +60,18 @@ def grey(i, shape=(SIDE, SIDE)):
 def plan(**more) -> Plan:
     given = dict(dims=2, channels=("grey",), in_channels=1, patch=(16, 16), batch=3, workers=0, threads=1, normalise={}, features=(4,))
     return Plan(**{**given, **more})
+
+
+def test_views_of_one_case_may_have_grids_of_their_own():
+    """The label lies on one of them; the others' intensities are taken from all of their pixels."""
+
+    def views(i):
+        case = grey(i)
+        return case.with_(images={"other": Image(np.full((1, 5, 7), 3.0, np.float32), Geometry.of((5, 7)))})
+
+    data = manifest(views)
+    facts = api.fingerprint(data, [c.id for c in data.cases], api.reader(data))
+    assert facts.intensities["other"]["mean"] == 3 and facts.intensities["grey"]["min"] == 1
 
 
 class Asks(LearnedMethod):
@@ -135,7 +141,7 @@ def test_the_table_becomes_tensors_with_gaps_and_lists_of_words():
     ages = dict(zip(batch.cases, batch.table["age"].tolist(), strict=True))
     assert np.isnan(ages["c0"]) and ages["c4"] == 44
     assert dict(zip(batch.cases, batch.table["kind"], strict=True))["c1"] == "b"
-    assert batch.table["malignant"].dtype == torch.float32
+    assert batch.table["malignant"].dtype == torch.float64
 
 
 class Tells(Asks):

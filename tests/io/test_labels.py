@@ -24,6 +24,14 @@ def volume(*values, dtype=np.int16):
     return data
 
 
+def test_a_boolean_mask_is_written_by_the_table(tmp_path):
+    mask = np.zeros((3, 4, 5), bool)
+    mask[1, 2] = True
+    write_labels(tmp_path / "m.nii.gz", mask, Geometry.of(mask.shape), values=(0, 255))
+    stored = np.asarray(nib.load(tmp_path / "m.nii.gz").dataobj)
+    assert np.array_equal(stored == 255, mask) and set(np.unique(stored)) == {0, 255}
+
+
 def test_values_become_indices(tmp_path):
     path = put(tmp_path / "a.nii.gz", volume(10, 20, 10, 4))
     label = read_labels(path, values=[0, 20, 10], names=NAMES, ignore=4)

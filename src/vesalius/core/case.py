@@ -144,6 +144,11 @@ class Case:
         raise DataError("this case has no image, label or ROI and so no grid", where=self.id)
 
     @property
+    def label(self) -> LabelMap | None:
+        """The reference: the label map of that name, else the first; None without one."""
+        return self.labels.get("reference", next(iter(self.labels.values()), None))
+
+    @property
     def lazy(self) -> bool:
         """Whether an image is larger than memory: such a case is predicted on its plan's grid and outlined, not restored pixel by pixel."""
         return any(isinstance(i.source, Lazy) for i in self.images.values())
@@ -199,7 +204,7 @@ class Case:
             return {f"{side}:{k}": v for side, c in (("fixed", fixed), ("moving", moving)) for k, v in getattr(c, name).items()}
 
         return cls(
-            id=f"{fixed.id}--{moving.id}",
+            id=pair_id(fixed.id, moving.id),
             patient=fixed.patient,
             patients=(fixed.patient, moving.patient),
             images=both("images"),
@@ -208,6 +213,24 @@ class Case:
             points=both("points"),
             answers=fixed.answers | moving.answers,
         )
+
+    def sides(self) -> tuple[Case, Case] | None:
+        """The fixed and the moving case a pair was made of (images, labels, ROIs and points), or None where this is no pair."""
+        if len(self.patients) != 2:
+            return None
+
+        def side(name: str, patient: str) -> Case:
+            head = f"{name}:"
+            groups = {g: getattr(self, g) for g in ("images", "labels", "rois", "points")}
+            own = {g: {k.removeprefix(head): v for k, v in items.items() if k.startswith(head)} for g, items in groups.items()}
+            return Case(f"{self.id} ({name})", patient, answers=self.answers, **own)
+
+        return side("fixed", self.patients[0]), side("moving", self.patients[1])
+
+
+def pair_id(fixed: str, moving: str) -> str:
+    """What the pair of two cases is called, in files too."""
+    return f"{fixed}__{moving}"
 
 
 def _without_labels(read: Callable[[], Case]) -> Case:
@@ -290,10 +313,8 @@ class Batch:
 
     @property
     def label(self) -> Any:
-        """The reference: the only rater, or the one named 'reference'."""
-        if "reference" in self.labels or not self.labels:
-            return self.labels.get("reference")
-        return next(iter(self.labels.values()))
+        """The reference: the labels of that name, else the first; None without any."""
+        return self.labels.get("reference", next(iter(self.labels.values()), None))
 
     def __len__(self) -> int:
         return len(self.cases)

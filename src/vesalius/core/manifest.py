@@ -57,7 +57,8 @@ class Split:
 class Manifest:
     """A dataset. ``labels``: name -> value in the label files, background first; ``ignore``: the value that means 'nobody said';
     ``instances``: label files hold object ids; ``regions``: name -> values (nnU-Net's region labels); ``channels``: image names;
-    ``folds``: declared (train, val) pairs; None: as a column 'fold' of the rows says; (): none, whatever the rows say."""
+    ``folds``: declared (train, val) pairs; None: as a column 'fold' of the rows says; (): none, whatever the rows say. ``pairs``: which
+    (fixed, moving) cases are registered; None: every case with every other one of its split."""
 
     name: str
     root: Path
@@ -76,6 +77,7 @@ class Manifest:
     targets: Mapping[str, Any] = field(default_factory=dict)
     mirror: tuple[tuple[str, str], ...] = ()
     folds: tuple[Split, ...] | None = None
+    pairs: tuple[tuple[str, str], ...] | None = None
     layout: str = "vesalius"
     built_in: Any = None  # a phantom: CaseRef -> Case without files
 
@@ -103,6 +105,21 @@ class Manifest:
                 allowed="every case of a patient in one split",
                 fix="correct the 'split' column: a patient in both makes test numbers too good",
             )
+        for fixed, moving in self.pairs or ():
+            self._check_pair(fixed, moving, declared)
+
+    def _check_pair(self, fixed: str, moving: str, declared: bool) -> None:
+        """A pair counts in the split law by both of its patients."""
+        where = f"{self.root}: pair {fixed}, {moving}"
+        for case in (fixed, moving):
+            if case not in self._by_id:
+                raise DataError(f"the pair names the unknown case '{case}'", where=where, fix=nearest(case, self._by_id))
+        if fixed == moving:
+            raise DataError("a case is paired with itself", where=where)
+        splits = [self[c].split or "train" for c in (fixed, moving)]
+        if declared and splits[0] != splits[1]:
+            fix = "pair cases of one split: what was trained on one patient of a test pair makes its numbers too good"
+            raise DataError("the pair's cases are in different splits", where=where, found=" and ".join(splits), fix=fix)
 
     # labels
     @property
@@ -144,15 +161,31 @@ class Manifest:
     def where(self, split: str) -> tuple[str, ...]:
         return tuple(c.id for c in self.cases if c.split == split)
 
+    def partners(self, fixed: str, among: Iterable[str]) -> tuple[str, ...]:
+        """The moving cases that ``fixed`` is registered with, of ``among``: those declared, else every other one of its split."""
+        if self.pairs is not None:
+            declared = {m for f, m in self.pairs if f == fixed}
+            return tuple(m for m in among if m in declared)
+        return tuple(m for m in among if m != fixed and self[m].split == self[fixed].split)
+
+    def pairs_in(self, ids: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """The (fixed, moving) pairs of which both cases are in ``ids``: a pair that reaches out of a split is in none."""
+        return tuple((fixed, moving) for fixed in ids for moving in self.partners(fixed, ids))
+
     def only(self, ids: Iterable[str]) -> Manifest:
-        """Some of the cases; folds that were declared for all of them no longer count."""
+        """Some of the cases, and the pairs among them; folds that were declared for all of them no longer count."""
         keep = set(ids)
-        return replace(self, cases=tuple(c for c in self.cases if c.id in keep), folds=())
+        pairs = None if self.pairs is None else tuple(p for p in self.pairs if keep.issuperset(p))
+        return replace(self, cases=tuple(c for c in self.cases if c.id in keep), pairs=pairs, folds=())
 
     def digest(self) -> str:
         """sha256 over everything that decides what is learnt: names, labels, rows. (File contents have their own digest in the cache.)"""
         record = [self.name, self.dims, list(self.channels), dict(self.labels), [asdict(c) for c in self.cases]]
         record += [[f.to_json() for f in self.folds]] if self.folds else []
+        record += [{"pairs": self.pairs}] if self.pairs is not None else []
+        rules = {"spacing_mm": self.spacing_mm, "ignore": self.ignore, "instances": self.instances, "regions": dict(self.regions)}
+        said = {k: v for k, v in rules.items() if v not in (None, False, {})}
+        record += [said] if said else []
         return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
 
     # splits
@@ -198,7 +231,7 @@ class Manifest:
         held, valid = declared["test"], declared["val"]
         if not any(declared.values()) and fold is None:
             held = self._part(rest, 1 / test, 0, seed, strata) if test and self._patients(rest) > 2 else ()
-            rest = [c for c in rest if c not in set(held)]
+            rest = _without(rest, held)
         if fold is not None:
             rest += list(valid)
             if not 0 <= fold < folds:
@@ -210,7 +243,7 @@ class Manifest:
             valid = self._part(rest, folds, fold, seed, strata)
         elif not valid and val and self._patients(rest) > 2:
             valid = self._part(rest, 1 / val, 0, seed, strata)
-        train = tuple(c for c in rest if c not in set(valid))
+        train = tuple(_without(rest, valid))
         if not train:
             raise DataError("no case is left to train on", where=self.name, found={k: len(v) for k, v in declared.items()})
         drawn = "declared" if any(declared.values()) else f"drawn by patient (seed {seed})"
@@ -244,7 +277,7 @@ class Manifest:
         if not split.val:
             raise DataError("there is no case to test on", where=self.name, fix="declare test cases, or ask for --folds")
         inner = self._part(split.train, 10, 0, seed, strata or {}) if self._patients(split.train) > 2 else ()
-        return Split(tuple(c for c in split.train if c not in set(inner)), inner, split.val, split.name)
+        return Split(tuple(_without(split.train, inner)), inner, split.val, split.name)
 
     def _patients(self, ids: Sequence[str]) -> int:
         return len({self[i].patient for i in ids})
@@ -264,3 +297,8 @@ class Manifest:
             deck += [patients[j] for j in rng.permutation(len(patients))]
         chosen = {p for n, p in enumerate(deck) if int(n % parts) == k} or {deck[0]}
         return tuple(i for i in ids if self[i].patient in chosen)
+
+
+def _without(ids: Iterable[str], some: Iterable[str]) -> list[str]:
+    gone = set(some)
+    return [c for c in ids if c not in gone]

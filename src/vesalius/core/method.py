@@ -49,7 +49,9 @@ class Sampling:
     """How samples are drawn from prepared cases. DATA: the engine does it.
 
     ``unit``: 'patch' | 'case' (the whole prepared case, centred in the patch; also cases without an image) | 'pair' (a case and, as the
-    only view, another one of the same stream). ``query``: each draw is about one of the case's expressions (``Sample.query``), whose
+    only view, another one of the same stream: one that the manifest pairs it with, if it declares pairs; with ``world`` it is read where
+    the first one's voxels lie in the world, else in its own middle).
+    ``query``: each draw is about one of the case's expressions (``Sample.query``), whose
     target is the label map 'query'; cases without one are not drawn. ``streams``: the first is the batch itself (empty: one stream of
     ``plan.batch`` labelled cases); ``views``: crops per case and draw, whose overlap along each axis is at least ``overlap`` of the patch;
     ``spatial``: 'full' (affine, elastic, mirror) | 'exact' (mirror and quarter turns: no interpolation) | 'none'. In 'exact' mode all
@@ -58,6 +60,7 @@ class Sampling:
     """
 
     unit: Literal["patch", "case", "pair"] = "patch"
+    world: bool = False
     query: bool = False
     streams: tuple[Stream, ...] = ()
     views: int = 1
@@ -94,7 +97,8 @@ class Run(Protocol):
     rng: np.random.Generator
 
     def fit(self, part: Method, train: Sequence[str], val: Sequence[str], *, share: float = 1.0) -> None:
-        """The part's own ``fit`` under ``share`` of this run's iterations (nested shares multiply); nothing when it came trained."""
+        """The part's own ``fit`` under ``share`` of this run's iterations (nested shares multiply). An audit, which wraps methods around a
+        finished run, leaves its parts as they are."""
 
     def train(
         self,
@@ -131,9 +135,11 @@ class Method(ABC):
 
     ``parts`` are the methods it is made of, given or built by itself; a case as prepared for a part is ``case.at(name)``.
     ``derived`` names the images ``derive`` adds; they follow the plan's channels. Cases are prepared by ``self.plan``.
+    ``unit``: whether ``predict`` is handed a case, or a 'pair' (``Case.pair``, each side prepared by itself) to answer with a displacement.
     """
 
     derived: tuple[str, ...] = ()
+    unit: Literal["case", "pair"] = "case"
 
     def __init__(self, plan: Plan, manifest: Manifest, *, parts: Mapping[str, Method] | None = None):
         super().__init__()

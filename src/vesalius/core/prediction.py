@@ -20,7 +20,8 @@ class Prediction:
     the channels' (empty: the plan's classes, without the background when there is a threshold). ``labels`` given by a method itself
     are resampled as label maps and stand above ``probability``. Fields on another grid than the prepared one stay on theirs.
     ``samples`` is (S, K, *spatial).
-    ``outlines`` are polygons (n, 2) and ``meshes`` (vertices, faces), both in world mm, rasterised on the original grid.
+    ``outlines`` are polygons (n, 2) and ``meshes`` (vertices, faces), both in world mm; outlines are filled on the original grid where
+    there is neither a label map nor a probability.
     ``displacement`` (d, *spatial) is in world mm. ``table``: column -> probability (binary), {level: probability} (nominal, ordinal) or
     number (real). ``notes`` are sentences for the person (no marker found, fell back to...).
     """

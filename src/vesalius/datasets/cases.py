@@ -28,6 +28,7 @@ from ..io.notes import note
 from .marks import read_boxes, read_points
 
 _CHANNEL = re.compile(r"^(?P<file>.+)#(?P<channel>\d{1,3})$")
+_PICTURE = re.compile(r"\.(png|jpe?g|bmp)$", re.IGNORECASE)
 _ARRAY = re.compile(r"\.(npz|npy|h5|hdf5)(:|$)")
 _VIEW = re.compile(r"^((L|R|LEFT|RIGHT)[_ -]?)?(CC|MLO|ML|LM|XCCL|XCCM)$|^(L|R|LEFT|RIGHT)$", re.IGNORECASE)
 _GREY = re.compile(r"^(US|ABUS|CXR|XR|X-?RAY|MG|CT|MR|((L|R|LEFT|RIGHT)[_ -]?)?(CC|MLO|ML|LM|XCCL|XCCM))$", re.IGNORECASE)
@@ -86,7 +87,8 @@ def file_of(manifest: Manifest, address: str) -> tuple[str, int | None]:
 
 
 def spacing_of(manifest: Manifest, ref: CaseRef) -> tuple[float, ...] | None:
-    """The spacing (mm, array-axis order) for those files of a case that carry none; None when nobody said."""
+    """The spacing (mm, array-axis order) for those files of a case that carry none; None when nobody said. Pictures among volumes take the
+    first two numbers."""
     sides = min(manifest.dims, 3)
     for column in ("spacing_mm", "spacing_xyz", "pixel_mm"):
         said = ref.table.get(column)
@@ -111,11 +113,16 @@ def spacing_of(manifest: Manifest, ref: CaseRef) -> tuple[float, ...] | None:
 def header_of(file: str, spacing: tuple[float, ...] | None) -> tuple[tuple[int, ...], Geometry, np.dtype]:
     """``io.header``; a stack of maps has one axis more than the case's spacing, which then goes to the last axes."""
     try:
-        return io.header(file, spacing=spacing)
+        return io.header(file, spacing=_for(file, spacing))
     except DataError:
         if spacing is None:
             raise
         return io.header(file, spacing=(1.0, *spacing))
+
+
+def _for(file: str, spacing: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """The numbers of ``spacing`` that this file needs: two for a picture."""
+    return spacing[:2] if spacing is not None and _PICTURE.search(file) else spacing
 
 
 def is_view(name: str) -> bool:
@@ -131,7 +138,7 @@ def _images(manifest: Manifest, ref: CaseRef, cache: str | Path | None) -> dict[
     for name, address in ref.images.items():
         file, channel = file_of(manifest, address)
         if file not in read:
-            read[file] = _as_dims(io.read_image(file, spacing=spacing, cache=cache), manifest, file)
+            read[file] = _as_dims(io.read_image(file, spacing=_for(file, spacing), cache=cache), manifest, file)
         image = replace(read[file], name=name)
         if channel is not None:
             if channel >= len(image.data):
@@ -176,10 +183,14 @@ def channels_by_name(name: str) -> int | None:
 
 
 def _as_dims(item: Image, manifest: Manifest, file: str) -> Image:
-    """The image with as many sides as the dataset has dimensions; only a volume of one slice may lose one."""
+    """The image with as many sides as the dataset has dimensions; only a volume of one slice may lose one, and among volumes a picture is
+    one slice."""
     geometry, dims = item.geometry, min(manifest.dims, 3)
     if geometry.ndim == dims:
         return item
+    if (dims, geometry.ndim) == (3, 2) and not isinstance(item.source, Lazy):
+        data = _picture(item.data, next(iter(manifest.channels), ""), file)
+        return replace(item, source=data[..., None], geometry=_lifted(geometry))
     axis = _flat_axis(geometry)
     if dims == 2 and axis is not None:
         return replace(item, source=np.squeeze(item.data, axis + 1), geometry=_flattened(geometry, axis))
@@ -191,6 +202,11 @@ def _as_dims(item: Image, manifest: Manifest, file: str) -> Image:
 def _flat_axis(geometry: Geometry) -> int | None:
     """The last axis of one voxel of a volume, if it has one."""
     return next((a for a in (2, 1, 0) if geometry.ndim == 3 and geometry.shape[a] == 1), None)
+
+
+def _lifted(geometry: Geometry) -> Geometry:
+    """A picture's grid as that of a volume of one slice, as thick as a pixel is wide."""
+    return Geometry.of((*geometry.shape, 1), (*geometry.spacing, max(geometry.spacing)))
 
 
 def _flattened(geometry: Geometry, axis: int) -> Geometry:
@@ -214,7 +230,8 @@ def _maps(manifest: Manifest, ref: CaseRef, addresses: Mapping[str, str], images
     spacing = spacing_of(manifest, ref)
     for name, address in addresses.items():
         file, _ = file_of(manifest, address)
-        maps = _roi(manifest, name, file, spacing) if roi else _labels(manifest, name, file, spacing)
+        mm = _for(file, spacing)
+        maps = _roi(manifest, name, file, mm) if roi else _labels(manifest, name, file, mm)
         image = name if name in images else next(iter(images), None)
         if image is not None:
             anchor = file_of(manifest, ref.images[image])[0], images[image].geometry
@@ -245,7 +262,9 @@ def _labels(manifest: Manifest, name: str, file: str, spacing: tuple[float, ...]
 
 
 def _flat_label(label: LabelMap, manifest: Manifest) -> LabelMap:
-    """In a 2D dataset, the picture in a label volume of one slice."""
+    """In a 2D dataset, the picture in a label volume of one slice; in a 3D one, a picture as such a volume."""
+    if manifest.dims == 3 and label.geometry.ndim == 2:
+        return replace(label, source=np.asarray(label.data)[..., None], geometry=_lifted(label.geometry))
     axis = _flat_axis(label.geometry) if manifest.dims == 2 else None
     if axis is None:
         return label

@@ -27,6 +27,8 @@ from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
 from .layouts import open_dataset
 from .marks import boxes_json, points_json
+from .pairs import COLUMNS as PAIR_COLUMNS
+from .pairs import FILE as PAIRS
 from .rows import SPLITS
 from .stems import usable_id
 
@@ -85,6 +87,9 @@ def _vesalius(folder: Path, manifest: Manifest, cases: Iterable[tuple[CaseRef, C
     labels = [(n, "1..") if manifest.instances and k else (n, v) for k, (n, v) in enumerate(labels)]
     labels += [("ignore", ignore)] if ignore is not None else []
     _write_csv(folder / "cases.csv", rows)
+    written = {row["case"] for row in rows}
+    if kept := [pair for pair in manifest.pairs or () if written.issuperset(pair)]:
+        _write_csv(folder / PAIRS, [dict(zip(PAIR_COLUMNS, pair, strict=True)) for pair in kept])
     io.atomic_write_text(
         folder / "dataset.toml", _toml(manifest, labels, spacing or (manifest.spacing_mm if manifest.dims == 2 else None), rows)
     )

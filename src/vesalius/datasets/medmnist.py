@@ -13,8 +13,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.manifest import CaseRef, Manifest
-
-SPLITS = ("train", "val", "test")
+from .rows import SPLITS
 
 
 def is_medmnist(path: Path) -> bool:

@@ -25,14 +25,14 @@ from .described import by_number, read_json
 from .plain import dims_of
 from .stems import ending, images_in, patients_of, stem
 
-_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+NUMBERED = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # the names of image files
 
 
 def is_nnunet(folder: Path) -> bool:
     """Whether a folder has dataset.json and images that end in _0000 (or channel_names)."""
     if not (folder / "dataset.json").is_file():
         return False
-    if any(_CHANNEL.match(stem(p)) for p in images_in(folder / "imagesTr")[:20]):
+    if any(NUMBERED.match(stem(p)) for p in images_in(folder / "imagesTr")[:20]):
         return True
     return "channel_names" in read_json(folder / "dataset.json")
 
@@ -127,7 +127,7 @@ def _found(folder: Path, part: str, names: tuple[str, ...], suffix: str) -> list
     """The cases of imagesTr or imagesTs, by file names."""
     files: dict[str, dict[int, Path]] = defaultdict(dict)
     for file in images_in(folder / f"images{part}"):
-        hit = _CHANNEL.match(stem(file))
+        hit = NUMBERED.match(stem(file))
         if hit and (not suffix or ending(file) == suffix.lower()):
             files[hit["case"]][int(hit["channel"])] = file
     labels = {stem(f): f for f in images_in(folder / f"labels{part}") if not suffix or ending(f) == suffix.lower()}

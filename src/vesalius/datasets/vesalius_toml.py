@@ -4,18 +4,25 @@
 ``licence``, ``source``, ``note``, ``spacing_mm`` (array-axis order, for files that carry none), ``[labels]`` name = value, or "1.." for
 instance ids; a label called 'ignore' or starting with 'unlabelled' is the value that means nobody said. ``[targets]``: table column =
 "nominal" | "ordinal" | "binary" | "real", or {kind = ..., levels = [...]}. ``[mirror]``: a label on the left = its partner on the right.
+Beside them ``queries.csv``, if there: expressions and what they point to (``queries``); ``pairs.csv``, if there (columns fixed, moving):
+which cases are registered with which (``pairs``).
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError, nearest
-from ..core.manifest import Manifest
-from .rows import Rows, case_refs, channels, column_kind, read_rows
+from ..core.manifest import CaseRef, Manifest
+from ..ops.tabular import level, levels_of
+from .pairs import FILE as PAIRS
+from .pairs import read_pairs
+from .queries import FILE as QUERIES
+from .queries import with_queries
+from .rows import case_refs, channels, column_kind, read_rows
 
 FILE, CASES = "dataset.toml", "cases.csv"
 KEYS = ("name", "modality", "dims", "licence", "source", "note", "spacing_mm", "labels", "targets", "mirror")
@@ -44,13 +51,14 @@ def open_toml(folder: Path) -> Manifest:
             where=path,
             fix='add a section [labels] with lines such as "background" = 0 and "lesion" = 1',
         )
-    return Manifest(
+    cases = case_refs(table)
+    manifest = Manifest(
         name=record.get("name") or folder.resolve().name,
         root=folder,
         dims=int(dims),
         channels=channels(table.columns),
         labels=labels,
-        cases=case_refs(table),
+        cases=cases,
         modality=record.get("modality", ""),
         licence=record.get("licence", ""),
         source=record.get("source", ""),
@@ -58,9 +66,11 @@ def open_toml(folder: Path) -> Manifest:
         spacing_mm=_spacing(record.get("spacing_mm"), int(dims), path),
         ignore=ignore,
         instances=instances,
-        targets=_targets(record.get("targets", {}), table, path),
+        targets=_targets(record.get("targets", {}), cases, path),
         mirror=_mirror(record.get("mirror", {}), labels, path),
+        pairs=read_pairs(folder / PAIRS) if (folder / PAIRS).is_file() else None,
     )
+    return with_queries(manifest, folder / QUERIES) if (folder / QUERIES).is_file() else manifest
 
 
 def is_ignore(name: str) -> bool:
@@ -122,11 +132,11 @@ def _spacing(value: Any, dims: int, where: Path) -> tuple[float, ...] | None:
     return tuple(float(v) for v in value)
 
 
-def _targets(record: Any, table: Rows, where: Path) -> dict[str, dict]:
-    """column -> {"kind", "levels"}; the levels default to the column's values in sorted order (none for 'real')."""
+def _targets(record: Any, cases: Sequence[CaseRef], where: Path) -> dict[str, dict]:
+    """column -> {"kind", "levels"}; the levels default to the column's values in order (none for 'real')."""
     if not isinstance(record, Mapping):
         raise DataError("[targets] is a section of lines column = kind", where=where, found=repr(record))
-    columns = [c for c in table.columns if column_kind(c)[0] == "table"]
+    columns = list(cases[0].table)
     out = {}
     for column, said in record.items():
         if column not in columns:
@@ -140,12 +150,12 @@ def _targets(record: Any, table: Rows, where: Path) -> dict[str, dict]:
                 found=repr(said),
                 allowed=f"{', '.join(TARGET_KINDS)}, or {{kind = ..., levels = [...]}}",
             )
-        present = {row[column] for row in table.rows if row[column]}
         if kind == "real":
             out[column] = {"kind": kind}
             continue
-        levels = [str(level) for level in said.get("levels", sorted(present))]
-        odd = sorted(present - set(levels))
+        present = levels_of(case.table[column] for case in cases)
+        levels = [level(value) for value in said.get("levels", present)]
+        odd = [value for value in present if value not in levels]
         if odd or (kind == "binary" and len(levels) != 2):
             raise DataError(
                 f"target '{column}' has other values than its levels",

@@ -3,9 +3,11 @@
 ``voted``       one map of how many experts said yes becomes one label map an expert (``ops.opinions.from_votes``).
 ``rendered``    masks that came without an image get one like a CT slice of a lung nodule, drawn from all raters' masks.
 ``structure``   one class is kept, the others are background.
+``templated``   expressions that mean one object of a case's label map, or nothing in it (``ops.wording``).
 
 An address names a view after a question mark: ``../data/drishti?votes=disc_votes``, ``../data/lidc?render=ct``,
-``../data/acdc?structure=left ventricle`` (with ``&label=scribble`` of another label map than 'reference').
+``../data/acdc?structure=left ventricle`` (with ``&label=scribble`` of another label map than 'reference'),
+``../data/busi_seg?queries=templated`` (with ``&number=12`` a case instead of 8, or ``&kinds=name|place`` only).
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.case import IGNORE, Case, Image, LabelMap
+from ..core.case import IGNORE, Case, Image, LabelMap, Query
 from ..core.errors import DataError, UsageError, nearest
 from ..core.manifest import CaseRef, Manifest
+from ..ops import wording
 from ..ops.opinions import from_votes
 from .cases import read_case
 
@@ -44,7 +47,8 @@ class View:
 
 
 def open_view(address: str, open_: Callable[[Path], Manifest]) -> Manifest:
-    """'PATH?votes=LABEL', 'PATH?render=ct' or 'PATH?structure=CLASS[&label=NAME]'; ``open_`` opens the path. Raises UsageError."""
+    """'PATH?votes=LABEL', 'PATH?render=ct', 'PATH?structure=CLASS[&label=NAME]' or 'PATH?queries=templated[&number=N][&kinds=A|B]';
+    ``open_`` opens the path. Raises UsageError."""
     path, _, query = address.partition("?")
     asked = dict(part.partition("=")[::2] for part in query.split("&"))
     base = open_(Path(path))
@@ -54,7 +58,10 @@ def open_view(address: str, open_: Callable[[Path], Manifest]) -> Manifest:
         return rendered(base)
     if "structure" in asked and set(asked) <= {"structure", "label"}:
         return structure(base, asked["structure"], label=asked.get("label", "reference"))
-    raise UsageError("no such view of a data set", where=path, found=query, allowed="votes=LABEL, render=ct, structure=CLASS[&label=NAME]")
+    if asked.get("queries") == "templated" and set(asked) <= {"queries", "number", "kinds"} and asked.get("number", "8").isdigit():
+        return templated(base, int(asked.get("number", 8)), asked.get("kinds", ""))
+    allowed = "votes=LABEL, render=ct, structure=CLASS[&label=NAME], queries=templated[&number=N][&kinds=A|B]"
+    raise UsageError("no such view of a data set", where=path, found=query, allowed=allowed)
 
 
 def voted(base: Manifest, label: str) -> Manifest:
@@ -116,6 +123,33 @@ def _structure(case: Case, *, name: str, label: str, index: int) -> Case:
     data = np.asarray(full.data)
     mask = np.where(data == IGNORE, IGNORE, data == index).astype(np.int16)
     return replace(case, labels={"reference": LabelMap(mask, full.geometry, (full.names[0], name))})
+
+
+def templated(base: Manifest, number: int = 8, kinds: str = "") -> Manifest:
+    """About ``number`` expressions a case, of ``kinds`` ('place|contrast'; '': all), made from its label map 'reference' (or its first) and
+    the image on its grid; their ids begin with the kind ('place-3'). Which ones depends on the case's id alone; a case without a label map
+    has none. Raises UsageError."""
+    if not base.labels or number < 1:
+        found = f"{number} expressions of {base.classes} classes"
+        raise UsageError("expressions are made from label maps", where=base.name, found=found, allowed="labelled data, 1 or more a case")
+    chosen = tuple(kinds.split("|")) if kinds else wording.KINDS[:-1]
+    for kind in chosen:
+        _check(kind, wording.KINDS, base, "kind of expression")
+    change = partial(_templated, names=base.names[1:], number=number, kinds=chosen)
+    return replace(base, name=f"{base.name}-templated", built_in=View(base, change, f"queries templated {number} {kinds}"))
+
+
+def _templated(case: Case, *, names: tuple[str, ...], number: int, kinds: tuple[str, ...]) -> Case:
+    label = case.label
+    if label is None:
+        return case
+    grid = label.geometry
+    found = wording.things(label, next((i for i in case.images.values() if i.geometry.shape == grid.shape), None))
+    rng = np.random.default_rng(zlib.crc32(case.id.encode()))
+    chosen = wording.choose(wording.expressions(found, names, grid.ndim), rng, number, kinds=kinds)
+    masks = [np.zeros(grid.shape, bool) if e.of is None else found[e.of].mask for e in chosen]
+    targets = [LabelMap(m.astype(np.int16), grid, ("background", "target")) for m in masks]
+    return replace(case, queries=tuple(Query(f"{e.kind}-{n}", e.text, t) for n, (e, t) in enumerate(zip(chosen, targets, strict=True))))
 
 
 def _check(name: str, known, base: Manifest, what: str) -> None:

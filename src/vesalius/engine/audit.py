@@ -7,7 +7,6 @@ the answers hold when the images are damaged. What was fitted for it is stored w
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 
 from .. import catalog
 from ..core.case import Case, LabelMap
-from ..core.errors import DataError, RunError, UsageError, nearest
+from ..core.errors import DataError, UsageError, nearest
 from ..core.manifest import Manifest
 from ..core.method import Method
 from ..core.plan import Plan
@@ -31,14 +30,12 @@ from ..metrics.calibration import Reliability, brier, reliability_tables
 from ..ops.components import bounding_box
 from ..report.audit_page import verdict, write_audit
 from ..report.statistics import holm
-from . import checkpoint
-from .api import Trained, hide_labels, open_run, reader
-from .fit import Lender
 from .infer import infer
+from .judges import JUDGES, as_trained_on, judges_of
 from .progress import Progress
 from .record import machine, versions, write_json
+from .runs import Trained, open_run, reader
 
-JUDGES = ("ood-knn", "chexmask")  # each wraps the one before; a judge that cannot look at this method is left out and named
 GAPS = "rca-bias"
 SEVERITIES = (1, 2, 3, 4, 5)
 _LEVELS, _LEAST = 6, 5  # groups a column may have, patients a group needs
@@ -84,7 +81,7 @@ def audit(
             raise UsageError(f"there is no judge '{slug}'", where="--set", fix=nearest(slug, JUDGES))
     ids = _cases(trained, manifest, split)
     read, notes = reader(manifest), []
-    judges = _judges(trained, trained_on or manifest, options or {}, notes, seed, progress)
+    judges = judges_of(trained, trained_on or manifest, options or {}, notes, seed, progress)
     judge = judges[-1].method if judges else trained.method
     rows: list[Score] = []
     tables: list[Reliability] = []
@@ -148,7 +145,7 @@ def _cases(trained: Trained, manifest: Manifest, split: str | None) -> tuple[str
     """The cases to audit; training cases of the same data say nothing about new ones."""
     if manifest.dims != trained.plan.dims:
         raise UsageError(f"the model is {trained.plan.dims}D", where=manifest.name, found=f"{manifest.dims}D data")
-    same = manifest.digest() == trained.record["data"]["digest"]
+    same = as_trained_on(trained, manifest) is not None
     if split is not None:
         parts = trained.split.to_json() if same else {s: manifest.where(s) for s in ("train", "val", "test")}
         if split not in ("train", "val", "test"):
@@ -166,105 +163,8 @@ def _labelled(case: Case, trained: Trained, notes: list[str]) -> Case:
     keep = {k: v.semantic for k, v in case.labels.items() if v.semantic.names == trained.plan.classes and not v.overlapping}
     if len(keep) < len(case.labels):
         notes.append(f"references with other classes than the model's ({', '.join(trained.plan.classes)}) are not used")
-    return replace(case, labels=dict(list(keep.items())[:1]))
-
-
-# -------------------------------------------------------------------------------------------------------------------------------- judges
-@dataclass(frozen=True)
-class Judge:
-    """A fitted wrapper, its ``slug``, and the distances of ``known`` cases where it has such."""
-
-    slug: str
-    method: Method
-    known: np.ndarray
-
-
-class Lent(Lender):
-    """A ``core.method.Run`` for wrappers around a trained method: cases and folds, and nothing is trained."""
-
-    def __init__(self, manifest: Manifest, method: Method, seed: int):
-        self.manifest, self.method, self.seed = manifest, method, seed
-        self.rng, self.read = np.random.default_rng([seed, 1]), reader(manifest)
-
-    def fit(self, part: Method, train: Sequence[str], val: Sequence[str], *, share: float = 1.0) -> None:
-        """The part came trained."""
-
-    def train(self, method: Method, train: Sequence[str], val: Sequence[str], *, name: str = "", share: float = 1.0) -> None:
-        raise UsageError("an audit trains nothing", where=type(method).__name__)
-
-    def score(self, prediction: Prediction, case: Case) -> list[Score]:
-        raise UsageError("an audit's wrappers are not scored while they are fitted")
-
-    def log(self, **values: float) -> None:
-        """An audit keeps no log."""
-
-
-def _judges(
-    trained: Trained, known: str | Path | Manifest, options: Mapping, notes: list[str], seed: int, progress: Progress
-) -> list[Judge]:
-    """Each judge wrapped around the last, from the run's folder or fitted on the training cases."""
-    out: list[Judge] = []
-    method, manifest = trained.method, None
-    weights = trained.folder / "method.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else ""
-    for slug in JUDGES:
-        chosen = catalog.coerce(slug, options.get(slug, {}))
-        path = trained.folder / "audit" / f"{slug}.safetensors"
-        try:
-            wrapper = catalog.build(slug, trained.plan, manifest or trained.manifest, {"segmenter": method}, chosen)
-            stored = _stored(path, digest, chosen)
-            if stored is None:
-                manifest = manifest or _training_data(trained, known)
-                wrapper = catalog.build(slug, trained.plan, manifest, {"segmenter": method}, chosen)
-                progress.say(f"fitting {slug} on {len(trained.split.train)} training cases")
-                wrapper.fit(trained.split.train, trained.split.val, Lent(manifest, wrapper, seed))
-                stored = _own(wrapper)
-                if digest:
-                    checkpoint.write(path, stored[0], {"facts": stored[1], "of": digest, "options": _plain(chosen)})
-            else:
-                tensors, facts = wrapper.state()
-                wrapper.load_state({**tensors, **stored[0]}, {**facts, **stored[1]})
-        except (UsageError, DataError, RunError) as error:
-            notes.append(f"{slug} was left out: {error}")
-            continue
-        method = wrapper
-        out.append(Judge(slug, wrapper, stored[0].get("known", np.zeros(0))))
-    return out
-
-
-def _own(wrapper: Method) -> tuple[dict[str, np.ndarray], dict]:
-    """A wrapper's state without its parts'."""
-    tensors, facts = wrapper.state()
-    return {k: v for k, v in tensors.items() if not k.startswith("parts.")}, {k: v for k, v in facts.items() if k != "parts"}
-
-
-def _stored(path: Path, digest: str, options: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict] | None:
-    """What an earlier audit fitted to these very weights, with these options."""
-    if not path.exists() or not digest:
-        return None
-    tensors, record = checkpoint.read(path)
-    return (tensors, record["facts"]) if record.get("of") == digest and record.get("options") == _plain(options) else None
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
-
-
-def _training_data(trained: Trained, known: str | Path | Manifest) -> Manifest:
-    """The data the run was trained on, as it saw them: those given where they are the same, else from where they were."""
-    record = trained.record["data"]
-    tried = [trained.manifest, known, record["root"]]
-    for data in tried:
-        if not isinstance(data, Manifest):
-            text = str(data)
-            if not text.startswith("phantom:") and not Path(text).exists():
-                continue
-            data = open_dataset(text)
-        if data.cases and data.digest() == record["digest"]:
-            labelled = trained.record.get("labelled")
-            return hide_labels(data, trained.split.train, labelled, trained.record["seed"]) if labelled else data
-    fix = "say where they are with --trained-on"
-    raise DataError("the training cases are not where they were", where=record["root"], found=f"no data set '{record['name']}'", fix=fix)
+    label = replace(case, labels=keep).label
+    return replace(case, labels={} if label is None else {"reference": label})
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- rows
@@ -287,7 +187,7 @@ def _case_rows(case: Case, answer: Prediction) -> list[Score]:
 
 def _truth(case: Case, answer: Prediction, tables: list[Reliability]) -> list[Score]:
     """DSC by structure, and the case's Brier score; its reliability table is added to ``tables``."""
-    reference = next(iter(case.labels.values()))
+    reference = case.label
     rows = [replace(r, extra={"better": "higher"}) for r in _overlaps(case, answer.label, reference, "dsc")]
     p = answer.probability
     if p is not None and answer.threshold is None and p.geometry.close(reference.geometry) and len(p.data) == len(reference.names):
@@ -375,7 +275,7 @@ def _bench(method: Method, trained: Trained, ids: Sequence[str], read, seed: int
         for n, i in enumerate(ids):
             case = as_seen(read(i), trained.plan)
             clean = infer(method, case, trained.plan, seed=seed)
-            reference, what = (next(iter(case.labels.values())), "dsc") if case.labels else (clean.label, "agreement")
+            reference, what = (case.label, "dsc") if case.labels else (clean.label, "agreement")
             for number, kind in enumerate(KINDS):
                 for severity in (0, *SEVERITIES):
                     answer = clean

@@ -25,12 +25,16 @@ from ..core.plan import Plan
 from ..core.prediction import Prediction
 from ..datasets import open_dataset
 from ..io import write_labels
+from ..methods.prompted import PromptableMethod
 from ..metrics import check_metrics
+from ..ops.prompts import user
 from ..report.page import write_report
-from .api import Trained, hide_labels, open_run, plan_for, score_split, train
+from .api import hide_labels, plan_for, score_split, train
 from .evaluate import RULES, Pictures, Problem, case_columns, evaluate, pooled
+from .interact import USUAL
 from .progress import Progress
 from .record import machine, read_json, versions, write_json
+from .runs import Trained, open_run
 
 _NO_NAME = re.compile(r"predictions|(seed|fold)_\d+")
 
@@ -65,6 +69,7 @@ def compare(
     device: str = "auto",
     plan_overrides: Mapping[str, Any] | None = None,
     metrics: Sequence[str] = RULES,
+    prompts: Sequence[str] = (),
     baseline: str | None = None,
     margin: Mapping[str, float] | None = None,
     title: str | None = None,
@@ -74,14 +79,17 @@ def compare(
 
     The first method (or ``baseline``) is what the others are tested against; ``margin``: of non-inferiority, by metric. Runs that are
     finished already are used as they are, so an interrupted comparison goes on where it was. ``methods`` may also be paths of finished
-    runs and of folders of label files; they have one seed and no folds, and slugs beside them are trained on the runs' split. Raises
-    UsageError for what cannot be compared, RunError for runs of another manifest or split.
+    runs and of folders of label files; they have one seed and no folds, and slugs beside them are trained on the runs' split. A promptable
+    method is tested once for each simulated user in ``prompts`` ('box', '1click', '5clicks': ``ops.prompts.user``) and appears as often,
+    named 'method, user'. Raises UsageError for what cannot be compared, RunError for runs of another manifest or split.
     """
     progress = progress or Progress(quiet=True)
     out = Path(out)
     arms = _arms(methods, options or {})
     manifest = data if isinstance(data, Manifest) else open_dataset(data)
     check_metrics(metrics, manifest)
+    for mode in prompts:
+        user(mode)
     given = [a for a in arms if a.folder is not None]
     if given and (seeds > 1 or folds):
         raise UsageError("runs and folders that exist have one seed and no folds", found=given[0].name, fix="leave --seeds and --folds out")
@@ -131,10 +139,12 @@ def compare(
                         progress=progress,
                     )
                 )
-                rows += [{**r, "method": arm.name, **number} for r in _test(trained, manifest, split.test, seed, metrics, progress)]
-                folders.setdefault(arm.name, []).append(trained.folder / "predictions")
-                facts.setdefault(arm.name, _arm_facts(arm, trained))["runs"].append(read_json(where / "run.json"))
-    tested = sorted({i for split in splits for i in split.test})
+                for name, mode in _asked(arm, trained, prompts):
+                    tested = _test(trained, manifest, split.test, seed, metrics, progress, mode)
+                    rows += [{**r, "method": name, **number} for r in tested]
+                    folders.setdefault(name, []).append(_beside(trained, "predictions", mode))
+                    facts.setdefault(name, _arm_facts(arm, trained))["runs"].append(read_json(where / "run.json"))
+    tests = sorted({i for split in splits for i in split.test})
     return write_report(
         out,
         title=title or f"{' vs '.join(a.name for a in arms)} on {manifest.name}",
@@ -144,9 +154,9 @@ def compare(
         manifest=_data_facts(manifest, splits[-1]),
         plan=_plan_facts(plan, seeds, folds, iterations, minutes, labelled),
         note=_unequal(facts),
-        baseline=baseline or arms[0].name,
+        baseline=baseline or next(iter(facts)),
         margin=margin,
-        columns=case_columns(manifest, tested),
+        columns=case_columns(manifest, tests),
         problems=[p.to_json() for p in problems],
         pooled=pooled(rows, metrics),
     )
@@ -227,18 +237,33 @@ def _agreed_split(given: Sequence[Arm], manifest: Manifest) -> Split | None:
     return Split((), (), tests, "all cases with references" if not manifest.where("test") else "declared")
 
 
-def _test(trained: Trained, manifest: Manifest, tests: Sequence[str], seed: int, metrics: Sequence[str], progress: Progress) -> list[dict]:
+def _asked(arm: Arm, trained: Trained, prompts: Sequence[str]) -> list[tuple[str, str]]:
+    """(name in the report, simulated user): one for each user of a promptable method, else the arm itself."""
+    if not isinstance(trained.method, PromptableMethod):
+        return [(arm.name, "")]
+    return [(f"{arm.name}, {mode}", mode) for mode in prompts or (USUAL,)]
+
+
+def _beside(trained: Trained, what: str, mode: str) -> Path:
+    """'predictions' or 'scores.json' of a run, of one simulated user where there is one."""
+    stem, dot, ending = what.partition(".")
+    return trained.folder / (f"{stem}_{mode}{dot}{ending}" if mode else what)
+
+
+def _test(
+    trained: Trained, manifest: Manifest, tests: Sequence[str], seed: int, metrics: Sequence[str], progress: Progress, mode: str
+) -> list[dict]:
     """Score rows of the test cases, kept beside the run; predictions are written as label files."""
-    cached = trained.folder / "scores.json"
+    cached = _beside(trained, "scores.json", mode)
     if cached.exists():
         record = read_json(cached)
         if record["cases"] == list(tests) and record["metrics"] == list(metrics):
             return record["rows"]
     trained.manifest = manifest  # references of the test cases, whatever labels training was allowed to see
-    folder = trained.folder / "predictions"
+    folder = _beside(trained, "predictions", mode)
     folder.mkdir(exist_ok=True)
     rows: list[dict] = []
-    for case, answer, scores, seconds in score_split(trained, tests, seed=seed, progress=progress, metrics=metrics):
+    for case, answer, scores, seconds in score_split(trained, tests, seed=seed, progress=progress, metrics=metrics, prompts=mode):
         rows += [s.to_json() for s in scores]
         rows.append({"case": case.id, "patient": case.patient, "metric": "seconds", "value": seconds, "kind": "cost"})
         _write_answer(folder, case.id, answer, manifest)

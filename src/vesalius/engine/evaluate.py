@@ -32,6 +32,7 @@ from ..datasets.stems import MASK_SUFFIX, ending, images_in, stem
 from ..io import VesaliusNote, read_image, read_labels
 from ..metrics import DEFAULT as RULES
 from ..metrics import TOLERANCE, check_metrics, metric, pool, score_prediction
+from .pairs import fixed_side
 from .progress import Progress
 
 PROBABILITY = "_probability"  # <case>_probability.nii.gz beside <case>.nii.gz, as 'vesalius predict --probability' writes it
@@ -154,9 +155,9 @@ class Pictures(Mapping):
 
         try:
             case = read_case(self.manifest, case_id)
-        except DataError:
+        except (DataError, UsageError):  # pairs are no cases of the data set
             raise KeyError(case_id) from None
-        reference = next(iter(case.labels.values()), None)
+        reference = case.label
         if reference is None or reference.overlapping or reference.geometry.ndim not in (2, 3):
             raise KeyError(case_id)
         grid = reference.geometry.canonical()
@@ -197,10 +198,12 @@ def score(
     tolerances: float | Mapping[str, float] = TOLERANCE,
     targets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Score]:
-    """``metrics.score_prediction``, each row of a structure with its volume in reference and prediction (ml, in 2D mm^2)."""
+    """``metrics.score_prediction``, each row of a structure with its volume in reference and prediction (ml, in 2D mm^2). The labels of a
+    pair's moving case, laid on the fixed grid, are scored against those of the fixed case."""
+    case = fixed_side(case)
     rows = score_prediction(prediction, case, metrics=tuple(metrics), tolerances=tolerances, targets=targets, patient=patient)
     label = prediction.label
-    if label is None or not case.labels or not label.geometry.close(next(iter(case.labels.values())).geometry):
+    if label is None or case.label is None or not label.geometry.close(case.label.geometry):
         return rows
     return [r for rater in dict.fromkeys(r.rater for r in rows) for r in _with_volumes([r for r in rows if r.rater == rater], label, case)]
 
@@ -210,7 +213,7 @@ def _with_volumes(rows: list[Score], prediction: LabelMap, case: Case) -> list[S
     reference = case.labels.get(rows[0].rater)
     if reference is None:
         return rows
-    voxel, unit = float(np.prod(reference.geometry.spacing)), "mm2" if reference.geometry.ndim == 2 else "ml"
+    voxel, unit = reference.geometry.voxel_volume, "mm2" if reference.geometry.ndim == 2 else "ml"
     voxel /= 1 if unit == "mm2" else 1000
     known = None if reference.overlapping else np.asarray(reference.data) >= 0
     theirs, ours = _voxels(reference.semantic, None), _voxels(prediction.semantic, known)
@@ -439,7 +442,7 @@ def read_references(manifest: Manifest, case_id: str) -> Case:
 
 
 def _read(job: _Job, case: Case, path: Path) -> tuple[Prediction, list[Problem]]:
-    reference = next(iter(case.labels.values()))
+    reference = case.label
     given = _structure_masks(job, path, reference) if path.is_dir() else _label_file(job, path)
     given = _on_reference(given, reference, path)
     image, problems = _probability(job, case, reference)

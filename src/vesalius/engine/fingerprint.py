@@ -19,7 +19,8 @@ def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Ca
     if not manifest.dims:
         return Fingerprint(tuple(ids), (), (), {}, {}, {})
     shapes, spacings, classes, sizes = [], [], {}, {}
-    values: dict[str, list[np.ndarray]] = {c: [] for c in manifest.channels}
+    values: dict[str, list[np.ndarray]] = {c: [] for c in manifest.channels}  # of the foreground
+    others: dict[str, list[np.ndarray]] = {c: [] for c in manifest.channels}  # of cases without any: used where no case has one
     zeros: dict[str, list[float]] = {c: [] for c in manifest.channels}
     for i in ids:
         case = read(i)
@@ -28,7 +29,7 @@ def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Ca
         grid = case.geometry.canonical()
         shapes.append(grid.shape)
         spacings.append(grid.spacing)
-        label = next(iter(case.labels.values()), None)
+        label = case.label
         inside = None
         if label is not None and not label.overlapping:
             data = np.asarray(label.semantic.data)
@@ -42,9 +43,10 @@ def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Ca
                 continue
             data = np.asarray(image.data)
             sizes[name] = data.shape[0]
-            chosen = data[:, inside] if inside is not None and inside.any() else data.reshape(data.shape[0], -1)
+            marked = inside is not None and inside.shape == data.shape[1:] and inside.any()  # views of one case have grids of their own
+            chosen = data[:, inside] if marked else data.reshape(data.shape[0], -1)
             flat = chosen.ravel()
-            values[name].append(rng.choice(flat, min(_SAMPLES, flat.size), replace=False).astype(np.float32))
+            (values if marked else others)[name].append(rng.choice(flat, min(_SAMPLES, flat.size), replace=False).astype(np.float32))
             zeros[name].append(float((data == data.min()).mean()))
     if not shapes:
         raise DataError("no training case has an image", where=manifest.name, fix="a 2D or 3D data set needs an image column")
@@ -55,8 +57,11 @@ def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Ca
             found=f"{len(classes)} labels of background only",
             fix="check the label values in dataset.toml: 'vesalius check' lists them",
         )
+    deep = [k for k, shape in enumerate(shapes) if min(shape) > 1]
+    if deep and len(deep) < len(shapes):  # pictures among volumes do not decide the volumes' patch and spacing
+        shapes, spacings = ([rows[k] for k in deep] for rows in (shapes, spacings))
     intensities = {}
-    for name, parts in values.items():
+    for name, parts in ((name, values[name] or others[name]) for name in values):
         if not parts:
             continue
         v = np.concatenate(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 import logging
 import math
 import shutil
@@ -29,6 +30,8 @@ from ..core.manifest import Manifest
 from ..core.method import Clock, Method, Stage
 from ..core.plan import Plan
 from ..core.prediction import Prediction, Score
+from ..inferers.backends import computes
+from ..io.atomic import atomic_write_text
 from ..methods.learned import LearnedMethod
 from . import checkpoint
 from .infer import answer
@@ -217,7 +220,7 @@ class _Loop:
                     advance(0, total=total)
                 method.train()
                 clock = Clock(self.step, total, self.step // draws.epoch_length, stage.name)
-                torch.manual_seed(_mix(run.seed, self.stage, self.step))
+                _seed(_mix(run.seed, self.stage, self.step))
                 for name, optimizer in self.optimizers.items():
                     for group, rate in zip(optimizer.param_groups, rates[name], strict=True):
                         group["lr"] = rate * method.learning_rate(clock)
@@ -286,7 +289,7 @@ class _Loop:
             for i, known in enumerate(self.cases):
                 own = folder / str(i)
                 if not (own / "facts.json").exists():
-                    torch.manual_seed(_mix(self.run_.seed, self.stage, 77, i))
+                    _seed(_mix(self.run_.seed, self.stage, 77, i))
                     case = self.run_.prepared(known.facts["of"], self.method)
                     case = stage.relabel(case, np.random.default_rng([self.run_.seed, self.stage, 77, i]))
                     Relabelled.make(known, case, self.method.plan, own)
@@ -442,7 +445,7 @@ def _calibrate(loop: _Loop, timed: bool) -> tuple[str, float, str]:
         seconds, losses = [], []
         copied.method.train()
         for i, batch in enumerate(batches):
-            torch.manual_seed(_mix(run.seed, 99, i))
+            _seed(_mix(run.seed, 99, i))
             tick = time.perf_counter()
             terms, fine = _update(fabric, module, copied.method, optimizers, batch.to(run.device), Clock(i, 1000))
             copied.method.after_step(Clock(i, 1000))
@@ -461,17 +464,18 @@ def _calibrate(loop: _Loop, timed: bool) -> tuple[str, float, str]:
 
 
 def _has_bf16(device: str) -> bool:
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return torch.cuda.is_bf16_supported() if device.startswith("cuda") else computes("bf16")
 
 
 def _under(name: str, parts: Sequence[str]) -> bool:
     return any(name == part or name.startswith(part + ".") for part in parts)
+
+
+def _seed(seed: int) -> None:
+    """``torch.manual_seed`` without a stack trace for every accelerator that is not there, at every step."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 def _mix(*numbers: int) -> int:
@@ -522,5 +526,6 @@ class _Log:
         with self.path.open(newline="") as f:
             rows = list(csv.reader(f))
         keep = [r for r in rows[1:] if len(r) == 5 and not (r[0] == name and r[1] == stage and int(r[2]) > step)]
-        with self.path.open("w", newline="") as f:
-            csv.writer(f).writerows([rows[0], *keep])
+        text = io.StringIO()
+        csv.writer(text).writerows([*rows[:1], *keep])
+        atomic_write_text(self.path, text.getvalue())

@@ -18,6 +18,7 @@ from ..core.plan import Plan
 from ..core.prediction import Prediction
 from ..inferers.sliding import SlidingWindow
 from ..methods.learned import LearnedMethod
+from .pairs import laid_over
 from .plan import memory_gib
 from .prepare import prepare
 from .restore import restore
@@ -27,19 +28,24 @@ _PROBED = 6  # windows of the first case on which candidates are judged
 
 
 def infer(method: Method, case: Case, plan: Plan, *, seed: int = 0, probability: bool = False, grad: bool = False) -> Prediction:
-    """The method's answer for a native case, on the case's own grid. The method sees no label. Same seed, same answer."""
+    """The method's answer for a native case, on the case's own grid. The method sees no label. Same seed, same answer. That for a pair is
+    on the fixed grid, with the moving image and labels laid on it."""
     prepared, prediction = answer(method, case, plan, seed=seed, grad=grad)
     if not case.images:
         return prediction
-    return restore(
+    pair = case.sides() is not None
+    restored = restore(
         prediction,
         prepared.geometry,
         prepared.geometry if case.lazy else case.geometry,
         plan.classes,
         probability=probability,
         largest_component=plan.largest_component,
-        others=[(prepared.images[k].geometry, v.geometry) for k, v in case.images.items() if k in prepared.images] if plan.views else (),
+        others=[(prepared.images[k].geometry, v.geometry) for k, v in case.images.items() if k in prepared.images]
+        if plan.views or pair
+        else (),
     )
+    return laid_over(restored, case) if pair else restored
 
 
 def answer(method: Method, case: Case, plan: Plan, *, seed: int = 0, grad: bool = False) -> tuple[Case, Prediction]:

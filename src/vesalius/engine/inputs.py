@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from ..core.case import Case
-from ..core.errors import DataError, UsageError
+from ..core.case import Case, pair_id
+from ..core.errors import DataError, UsageError, nearest
 from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
 from ..core.plan import Plan
 from ..datasets import open_dataset
 from ..datasets.cases import file_of, header_of, spacing_of
+from ..datasets.nnunet import NUMBERED
+from ..datasets.pairs import read_pairs
 from ..datasets.stems import ending, stem
 from ..io import sniff
 from ..io.arrays import split_address
 from ..io.wsi import is_slide
 from .progress import Progress
 
-_NUMBERED = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")  # nnU-Net's file names
 _ODD = re.compile(r"[^\w.+-]+")
 
 
@@ -36,6 +37,7 @@ class Job:
     ending: str
     files: tuple[Path, ...] = ()
     geometry: Geometry | None = None
+    partners: Callable[[], tuple[str, ...]] | None = None  # names of the moving cases that a dataset pairs this one with; None: any
 
 
 def jobs_of(
@@ -83,13 +85,63 @@ def _of_manifest(manifest: Manifest, plan: Plan, read: Callable, split: str | No
         have = sorted({c.split for c in manifest.cases} - {""})
         raise UsageError(f"no case is in split '{split}'", where=manifest.name, allowed=", ".join(have) or "the dataset declares no split")
     reader = read(manifest)
+    chosen = [c.id for c in manifest.cases if split is None or c.split == split]
+    wanted = set(chosen)
     for ref in manifest.cases:
-        if split is None or ref.split == split:
+        if ref.id in wanted:
             files = tuple(Path(file_of(manifest, a)[0]) for a in ref.images.values()) if manifest.built_in is None else ()
             first = str(files[0]) if files else ""
             where = first if manifest.layout == "files" else ref.id
             kind = _ending(split_address(first)[0], plan.dims) if first else ".png" if plan.dims == 2 else ".nii.gz"
-            yield Job(ref.id.replace("/", "_"), where, lambda i=ref.id: reader(i), kind, files, _geometry(manifest, ref, plan))
+            moving = None if manifest.layout == "files" else lambda i=ref.id: tuple(_named(m) for m in manifest.partners(i, chosen))
+            yield Job(_named(ref.id), where, lambda i=ref.id: reader(i), kind, files, _geometry(manifest, ref, plan), moving)
+
+
+def _named(case: str) -> str:
+    return case.replace("/", "_")
+
+
+def paired(
+    inputs: str | Path | Manifest | Iterable[str | Path],
+    pairs: str | Path | None,
+    plan: Plan,
+    like: Manifest,
+    read: Callable[[Manifest], Callable[[str], Case]],
+    *,
+    split: str | None = None,
+    progress: Progress | None = None,
+) -> list[Job]:
+    """One job a (fixed, moving) pair of what ``jobs_of`` finds in ``inputs``: those of the table ``pairs`` (columns fixed and moving, names
+    of inputs or, where there are none, of image files beside it), else those that a dataset declares, else the first with the second of
+    two files, else every input with every other."""
+    table = None if pairs is None else read_pairs(Path(pairs))
+    if table is not None and not isinstance(inputs, Manifest) and not inputs:
+        folder = Path(pairs).parent
+        inputs = list(dict.fromkeys(str(folder / name) for pair in table for name in pair))
+        table = [(_name(str(folder / a)), _name(str(folder / b))) for a, b in table]
+    singles = jobs_of(inputs, plan, like, read, split=split, progress=progress)
+    by_name = {job.name: job for job in singles}
+    if len(by_name) < len(singles):
+        twice = next(job for k, job in enumerate(singles) if job.name in {j.name for j in singles[:k]})
+        raise DataError("two inputs have the same name", where=twice.where, found=twice.name, fix="register them apart")
+    if table is not None:
+        unknown = next((name for pair in table for name in pair if _named(name) not in by_name), None)
+        if unknown is not None:
+            raise DataError(f"the pairs name the unknown input '{unknown}'", where=pairs, fix=nearest(unknown, by_name))
+        wanted = [(_named(a), _named(b)) for a, b in table]
+    elif len(singles) == 2 and not isinstance(inputs, (str, Path, Manifest)) and all(job.partners is None for job in singles):
+        wanted = [(singles[0].name, singles[1].name)]
+    else:
+        wanted = [(a, b) for a, job in by_name.items() for b in (by_name if job.partners is None else job.partners()) if a != b]
+    if not wanted:
+        fix = "give a fixed and a moving image, or a dataset with pairs"
+        raise UsageError("registration needs pairs of images", found=f"{len(singles)} inputs and no pair of them", fix=fix)
+    return [_pair_job(by_name[a], by_name[b]) for a, b in wanted]
+
+
+def _pair_job(fixed: Job, moving: Job) -> Job:
+    where, files = f"{fixed.where} and {moving.where}", (*fixed.files, *moving.files)
+    return Job(pair_id(fixed.name, moving.name), where, lambda: Case.pair(fixed.read(), moving.read()), ".nii.gz", files, fixed.geometry)
 
 
 def _geometry(manifest: Manifest, ref: CaseRef, plan: Plan) -> Geometry | None:
@@ -130,7 +182,7 @@ def _images_in(folder: Path, dims: int, progress: Progress) -> list[Path]:
         slices = [p for p in images if kinds[p] == "dicom"]
         series = [folder] if slices else []
         series += [p for p in inside if p.is_dir() and any(_kind(f) == "dicom" for f in sorted(p.iterdir())[:8])]
-        images = [p for p in images if p not in set(slices)] + series
+        images = [p for p in images if kinds.get(p) != "dicom"] + series
     left = [p.name for p in kinds if not kinds[p] and not ending(p)]
     if left:
         progress.say(
@@ -150,13 +202,13 @@ def _kind(path: Path) -> str:
 
 def _grouped(images: Sequence[Path], channels: Sequence[str], folder: Path) -> dict[str, list[Path]]:
     """Case -> its files in channel order: by nnU-Net's numbers where all names have them, else one file a case."""
-    hits = [_NUMBERED.match(_name(str(p))) for p in images]
+    hits = [NUMBERED.match(_name(str(p))) for p in images]
     groups: dict[str, list[Path]] = {}
     if all(hits) and (len(channels) > 1 or all(int(h["channel"]) == 0 for h in hits)):
         for hit, path in sorted(zip(hits, images, strict=True), key=lambda pair: pair[0][0]):
             groups.setdefault(hit["case"], []).append(path)
         odd = next(
-            (c for c, g in groups.items() if [int(_NUMBERED.match(_name(str(p)))["channel"]) for p in g] != [*range(len(channels))]), None
+            (c for c, g in groups.items() if [int(NUMBERED.match(_name(str(p)))["channel"]) for p in g] != [*range(len(channels))]), None
         )
         if odd:
             allowed = ", ".join(f"{odd}_{k:04d} ({c})" for k, c in enumerate(channels))

@@ -15,16 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.case import Case
+from ..core.case import Case, LabelMap
 from ..core.errors import DataError, UsageError
 from ..core.geometry import Geometry
+from ..core.method import Method
 from ..core.plan import Plan
 from ..core.prediction import Prediction
 from ..core.prompt import Box, Point, Prompt, Scribble, Turn
 from ..methods.prompted import PromptableMethod, objects_of
 from ..ops import prompts as users
+from .infer import infer
 from .prepare import prepare
 from .restore import restore
+
+USUAL = "3clicks"  # what a promptable method is asked where nobody says how
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,28 @@ class Session:
         return self.answer()
 
 
+def respond(method: Method, case: Case, plan: Plan, *, prompts: str = "", seed: int = 0, probability: bool = False) -> Prediction:
+    """What any method answers for a native case: by itself, or, a promptable one, after the last turn of the simulated user ``prompts``,
+    with the masks of all structures laid into one label map (where two claim a voxel, the more probable one has it)."""
+    if not isinstance(method, PromptableMethod):
+        return infer(method, case, plan, seed=seed, probability=probability)
+    *_, answer = simulate(method, case, plan, prompts or USUAL, seed=seed)
+    label, masks = case.label, np.asarray(answer.probability.data)
+    winner = np.where(masks.max(0) >= answer.threshold, masks.argmax(0) + 1, 0)
+    ids = np.array([0, *(_identity(name, plan.classes) for name in answer.names)])
+    found = LabelMap(ids[winner].astype(np.int32), case.geometry, plan.classes, instances=label.instances)
+    answer = answer if probability else answer.with_(probability=None)
+    return answer.with_(labels={"prediction": found.semantic}, instances=found if label.instances else None)
+
+
 def simulate(method: PromptableMethod, case: Case, plan: Plan, mode: str, *, seed: int = 0) -> Iterator[Prediction]:
     """The answer after each turn of the simulated user ``mode`` (``ops.prompts.user``), for every structure that the case has: each is an
     object of its own, and a turn is about all of them. Structures that are absent are not asked for. A turn in which nothing is wrong any
     more repeats its answer. Raises DataError for a case without a reference or without foreground."""
     truths = structures(case, plan.classes)
+    if not truths:
+        found = "no reference" if case.label is None else "an empty reference"
+        raise DataError("a simulated user has nothing to point at", where=f"case {case.id}", found=found)
     session, rng = Session(method, case, plan, seed=seed), np.random.default_rng([seed, 5])
     answer = Prediction()
     for ask in users.user(mode):
@@ -102,20 +123,22 @@ def simulate(method: PromptableMethod, case: Case, plan: Plan, mode: str, *, see
 
 
 def structures(case: Case, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Name -> (*s) bool on the case's grid: the classes that the reference shows, or one entry an instance ('cell 3')."""
-    label = case.labels.get("reference") or next(iter(case.labels.values()), None)
+    """Name -> (*s) bool on the case's grid: the classes that the reference shows, or one entry an instance ('cell 3'); nothing where there
+    is no reference."""
+    label = case.label
     if label is None:
-        raise DataError("a simulated user needs the reference to point at", where=f"case {case.id}")
+        return {}
     data = np.asarray(label.data)
     if label.instances:
-        found = {f"{classes[-1]} {k}": data == k for k in np.unique(data) if k > 0}
-    elif label.overlapping:
-        found = {name: mask for name, mask in zip(label.names, data, strict=True) if mask.any() and name != classes[0]}
-    else:
-        found = {label.names[k]: data == k for k in np.unique(data) if k > 0}
-    if not found:
-        raise DataError("a simulated user has nothing to point at: the reference is empty", where=f"case {case.id}")
-    return found
+        return {f"{classes[-1]} {k}": data == k for k in np.unique(data) if k > 0}
+    if label.overlapping:
+        return {name: mask for name, mask in zip(label.names, data, strict=True) if mask.any() and name != classes[0]}
+    return {label.names[k]: data == k for k in np.unique(data) if k > 0}
+
+
+def _identity(name: str, classes: Sequence[str]) -> int:
+    """The class index of a structure's name, or an instance's id."""
+    return list(classes).index(name) if name in classes else int(name.rpartition(" ")[2])
 
 
 def _shown(answer: Prediction) -> dict[str, np.ndarray]:

@@ -36,9 +36,13 @@ _LOCATIONS = 4000  # foreground voxels kept per class for oversampling
 
 
 def prepare(case: Case, plan: Plan, method: Method | None = None, *, training: bool = False, seed: int = 0) -> Case:
-    """The case on the plan's grid, normalised; labels, ROIs and points come along. ``native`` of the result is the untouched case."""
-    missing = [c for c in plan.channels if c not in case.images]
-    if missing and case.images:
+    """The case on the plan's grid, normalised; labels, ROIs and points come along. ``native`` of the result is the untouched case.
+    The two sides of a pair are prepared each by itself."""
+    if (sides := case.sides()) is not None:
+        fixed, moving = (prepare(side, plan, method, training=training, seed=seed) for side in sides)
+        return replace(Case.pair(fixed, moving), id=case.id, original=lambda: case)
+    missing = [c for c in plan.channels if c not in case.images and c not in getattr(method, "derived", ())]
+    if missing and case.images and not (plan.views and set(plan.channels) & set(case.images)):
         raise DataError(f"image '{missing[0]}' is missing", where=f"case {case.id}", found=list(case.images), allowed=list(plan.channels))
     source = case
     if method is not None:
@@ -218,7 +222,7 @@ class Relabelled(Prepared):
         """Writes the labels of ``case``; what is there already is kept."""
         if not (own / "facts.json").exists():
             with _whole_folder(own) as scratch:
-                atomic_write_text(scratch / "facts.json", json.dumps({"labels": _store_labels(case, plan, scratch)}))
+                (scratch / "facts.json").write_text(json.dumps({"labels": _store_labels(case, plan, scratch)}))
         return cls(of.folder, own)
 
 
@@ -239,7 +243,7 @@ class Cache:
         self.manifest, self.plan, self.method, self.read, self.unfold = manifest, plan, method, read, unfold
         rules = [_VERSION, manifest.digest(), repr(manifest.built_in), str(manifest.root), plan.grid, plan.crop_to_body, plan.channels]
         rules += [dict(plan.normalise), {k: dict(v) for k, v in plan.intensities.items()}, way_of(method)]
-        rules += [plan.views, getattr(unfold, "__qualname__", None)]
+        rules += [plan.views, unfold and f"{unfold.__module__}:{unfold.__qualname__}"]
         self.root = cache_root() / "prepared" / hashlib.sha256(json.dumps(rules, default=repr, sort_keys=True).encode()).hexdigest()[:24]
 
     def __getitem__(self, case: str) -> Prepared:
@@ -308,7 +312,7 @@ def _default(name: str) -> object:
 def _stamp(manifest: Manifest, ref: CaseRef) -> list:
     """Size and time of a case's files: a changed file is prepared anew."""
     out = []
-    for group in (ref.images, ref.labels, ref.rois, ref.points):
+    for group in (ref.images, ref.labels, ref.rois, ref.points, ref.boxes, ref.text):
         for name, where in sorted(group.items()):
             text = str(manifest.root / where)
             for candidate in (text, text.rpartition(":")[0]):
@@ -340,7 +344,7 @@ def _store(case: Case, of: str, method: Method | None, plan: Plan, folder: Path)
         "text": dict(case.text),
         "queries": [[q.id, q.text] for q in case.queries],
     }
-    atomic_write_text(folder / "facts.json", json.dumps(facts))
+    (folder / "facts.json").write_text(json.dumps(facts))  # the folder is renamed whole: no fsync of its own
 
 
 def _store_labels(case: Case, plan: Plan, folder: Path) -> list[str]:

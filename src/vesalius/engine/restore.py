@@ -15,6 +15,7 @@ from ..core.case import Image, LabelMap
 from ..core.geometry import Geometry, resample
 from ..core.prediction import Prediction
 from ..ops.components import largest
+from ..ops.displacement import on_grid
 from ..ops.raster import label_map
 
 _SLAB = 1 << 24  # voxels of the original grid handled at a time
@@ -65,9 +66,15 @@ def restore(
         images={k: back(v) for k, v in prediction.images.items()},
         uncertainty=back(prediction.uncertainty),
         samples=_samples(prediction.samples, back),
-        displacement=back(prediction.displacement),
+        displacement=_displacement(prediction.displacement, homes),
         instances=back(prediction.instances),
     )
+
+
+def _displacement(field: Image | None, homes: Sequence[tuple[Geometry, Geometry]]) -> Image | None:
+    """World mm are the same on any grid; where the prepared grid was cropped, the edge's displacement goes on."""
+    home = next((native for grid, native in homes if field is not None and field.geometry == grid), None)
+    return field if home is None else on_grid(field, home)
 
 
 def _samples(samples: Image | None, back: Callable[[Image], Image]) -> Image | None:

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..core.case import Batch, Condition, Sample
-from ..core.errors import DataError
+from ..core.case import Batch, Condition, Sample, pair_id
+from ..core.errors import DataError, GeometryError
+from ..core.geometry import index_map
 from ..core.manifest import Manifest
 from ..core.method import Sampling, Stage, Stream
 from ..methods.learned import LearnedMethod
 from ..ops.augment import pose_at
+from ..ops.displacement import shared
 from .prepare import Prepared
 
 
@@ -37,6 +39,8 @@ class Draws(Dataset):
         self.sampling: Sampling = method.sampling(stage)
         streams = self.sampling.streams or (Stream("main", self.plan.batch, "labelled"),)
         self.streams = [(s, _chosen(s, self.sampling, cases, manifest)) for s in streams]
+        declared = self.sampling.unit == "pair" and manifest.pairs is not None
+        self.partners = [_partners(chosen, manifest) if declared else None for _, chosen in self.streams]
         self.conditioned = type(method).condition is not LearnedMethod.condition
         self.size = tuple(self.sampling.size or self.plan.patch)
 
@@ -56,14 +60,17 @@ class Draws(Dataset):
             draws = []
             for b in range(stream.size):
                 rng = np.random.default_rng([self.seed, self.number, step, k, b])
-                at = self._order(step * stream.size + b, len(cases), k)
+                partners = self.partners[k]
+                at = self._order(step * stream.size + b, len(partners or cases), k)
                 if self.sampling.unit == "patch":
                     draws.append(self._views(cases[at], stream, b, rng))
                 elif self.sampling.unit == "case":
                     draws.append([self._whole(cases[at], rng)])
+                elif partners is None:
+                    draws.append(self._pair(cases[at], cases[(at + 1 + int(rng.integers(len(cases) - 1))) % len(cases)], rng))
                 else:
-                    partner = (at + 1 + int(rng.integers(len(cases) - 1))) % len(cases)
-                    draws.append([self._whole(cases[i], rng) for i in (at, partner)])
+                    first, others = partners[at]
+                    draws.append(self._pair(first, others[rng.integers(len(others))], rng))
             views = [collate([d[v] for d in draws]) for v in range(len(draws[0]))]
             views[0].views = tuple(views[1:])
             parts[stream.name] = views[0]
@@ -97,14 +104,26 @@ class Draws(Dataset):
         sample = self._sample(case, np.asarray(shape) // 2, rng)
         return self.method.augment(sample, rng) if shape else sample
 
+    def _pair(self, first: Prepared, second: Prepared, rng: np.random.Generator) -> list[Sample]:
+        """Two whole cases, each in the middle of its patch, or the second where the first one's voxels lie in the world."""
+        if not self.sampling.world:
+            return [self._whole(case, rng) for case in (first, second)]
+        here, there = first.geometry, second.geometry
+        if not shared(here, there):
+            found = f"{here.describe()}; {there.describe()}"
+            raise GeometryError("the images of this pair do not overlap in the world", where=pair_id(first.id, second.id), found=found)
+        one = self._sample(first, np.asarray(here.shape) // 2, rng)
+        two = self._sample(second, np.asarray(there.shape) // 2, rng)
+        two.pose = index_map(there, here) @ one.pose
+        return [self.method.augment(sample, rng) for sample in (one, two)]
+
     def _sample(self, case: Prepared, centre: np.ndarray, rng: np.random.Generator) -> Sample:
         labels = case.labels
         query = ""
         if self.sampling.query:
-            ids = [i for i, _ in case.facts["queries"]]
+            ids = [i for i, _ in case.facts["queries"] if f"query:{i}" in labels]
             query = ids[rng.integers(len(ids))]
-            if f"query:{query}" in labels:
-                labels["query"] = labels[f"query:{query}"]
+            labels["query"] = labels[f"query:{query}"]
         return Sample(
             case=case.id,
             image=case.image,
@@ -134,7 +153,7 @@ def _chosen(stream: Stream, sampling: Sampling, cases: Sequence[Prepared], manif
     else:
         raise DataError(f"stream '{stream.name}' chooses its cases by an unknown rule", found=where, allowed="all, labelled, unlabelled")
     if sampling.query:
-        keep = [c for c in keep if c.facts["queries"]]
+        keep = [c for c in keep if any(f"query:{i}" in c.facts["labels"] for i, _ in c.facts["queries"])]
     if sampling.unit == "pair" and len(keep) == 1:
         raise DataError("a pair needs two training cases", where=manifest.name, found="1 training case")
     if not keep:
@@ -145,6 +164,17 @@ def _chosen(stream: Stream, sampling: Sampling, cases: Sequence[Prepared], manif
             fix="leave some labels out with --labelled N" if where == "unlabelled" else "check the label columns of cases.csv",
         )
     return keep
+
+
+def _partners(cases: Sequence[Prepared], manifest: Manifest) -> list[tuple[Prepared, list[Prepared]]]:
+    """Each case that is a fixed one of declared pairs, with its moving ones."""
+    by_id = {c.facts["of"]: c for c in cases}
+    found = [(c, [by_id[m] for m in manifest.partners(i, by_id)]) for i, c in by_id.items()]
+    out = [(c, others) for c, others in found if others]
+    if not out:
+        fix = "declare pairs of training cases, or remove pairs.csv"
+        raise DataError("no declared pair has both of its cases in the training set", where=manifest.name, found=len(cases), fix=fix)
+    return out
 
 
 def centre_of(case: Prepared, shape: Sequence[int], size: Sequence[int], classes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
@@ -212,7 +242,7 @@ def _columns(samples: Sequence[Sample]) -> dict[str, torch.Tensor | list]:
     for name in samples[0].table:
         values = [s.table.get(name) for s in samples]
         if all(v is None or isinstance(v, (int, float)) for v in values):
-            out[name] = torch.tensor([float("nan") if v is None else float(v) for v in values])
+            out[name] = torch.tensor([float("nan") if v is None else float(v) for v in values], dtype=torch.float64)
         else:
             out[name] = values
     return out

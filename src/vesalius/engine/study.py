@@ -53,9 +53,10 @@ class Expect:
 @dataclass(frozen=True)
 class Study:
     """``claim`` in words; ``arms`` of which one is the ``baseline``; ``data`` (a path that is not on the machine is skipped with a note);
-    ``expects``: the claim as comparisons. ``validations``: how often a training looks at the validation cases. ``measure``: for claims that
-    are no comparison of trainings (wrappers, audits): ``measure(study, manifest, folder, seeds=, iterations=, plan=, progress=)`` gives
-    score rows ('method' an arm's name, case, patient, seed, metric, value), and nothing else is trained."""
+    ``expects``: the claim as comparisons. ``prompts``: simulated users of promptable arms, which are then called 'arm, user'.
+    ``validations``: how often a training looks at the validation cases. ``measure``: for claims that are no comparison of trainings
+    (wrappers, audits): ``measure(study, manifest, folder, seeds=, iterations=, plan=, progress=)`` gives score rows ('method' an arm's
+    name, case, patient, seed, metric, value), and nothing else is trained."""
 
     slug: str
     claim: str
@@ -69,6 +70,7 @@ class Study:
     minutes: float | None = None
     plan: Mapping[str, Any] | None = None
     validations: int = 1
+    prompts: tuple[str, ...] = ()
     measure: Callable[..., list[dict[str, Any]]] | None = None
 
 
@@ -116,6 +118,7 @@ def prove(
             labelled=part.labelled,
             plan_overrides=plan,
             metrics=tuple(dict.fromkeys([*metrics, *RULES])),
+            prompts=study.prompts,
             baseline=study.baseline,
             title=f"{slug}: {study.claim}",
             progress=progress,
@@ -154,8 +157,9 @@ def _rows(metrics: Sequence[str], folder: Path) -> list[dict]:
 
 def _summary(study: Study, rows: list[dict], metrics: Sequence[str]) -> dict:
     """Means by arm, differences to the baseline, and each expectation with its paired difference and whether it held."""
-    tables = {(arm.name, m): _table(rows, arm.name, m) for arm in study.arms for m in metrics}
-    arms: dict = {arm.name: {} for arm in study.arms}
+    names = [name for arm in study.arms for name in _names(arm.name, study.prompts, {r["method"] for r in rows})]
+    tables = {(name, m): _table(rows, name, m) for name in names for m in metrics}
+    arms: dict = {name: {} for name in names}
     for (arm, name), table in tables.items():
         values = [v for v in table.values() if v is not None]
         arms[arm][name] = {
@@ -175,6 +179,12 @@ def _summary(study: Study, rows: list[dict], metrics: Sequence[str]) -> dict:
     return {"arms": arms, "expected": expected, "holds": all(e["held"] for e in expected)}
 
 
+def _names(arm: str, prompts: Sequence[str], shown: set[str]) -> list[str]:
+    """What an arm is called in the rows: itself, or one name for each simulated user it was asked by."""
+    asked = [f"{arm}, {mode}" for mode in prompts]
+    return asked if asked and asked[0] in shown else [arm]
+
+
 def _difference(mine: dict, other: dict) -> dict | None:
     """Paired over (case, structure, seed), resampled by patient."""
     shared = [k for k in mine if mine[k] is not None and other.get(k) is not None]
@@ -184,11 +194,11 @@ def _difference(mine: dict, other: dict) -> dict | None:
 
 
 def _table(rows: list[dict], arm: str, metric: str) -> dict[tuple, float | None]:
-    """(patient, case, structure, rater, seed) -> value."""
+    """(patient, case, structure, rater, seed, fold, query) -> value."""
     out = {}
     for r in rows:
         if r["method"] == arm and r["metric"] == metric:
-            key = (r.get("patient", ""), r["case"], r.get("structure", ""), r.get("rater", ""), r.get("seed", ""), r.get("fold", ""))
+            key = tuple(r.get(k, "") for k in ("patient", "case", "structure", "rater", "seed", "fold", "query"))
             out[key] = float(r["value"]) if r["value"] not in ("", "None", None) else None
     return out
 

@@ -9,7 +9,7 @@ from .atomic import atomic, atomic_write_bytes, atomic_write_json, atomic_write_
 from .kind import sniff
 from .notes import VesaliusNote
 
-_HOMES = {name: "files" for name in ("read_image", "read_labels", "write_image", "write_labels", "header")}
+_HOMES = {name: "files" for name in ("read_image", "read_labels", "write_image", "write_labels", "write_displacement", "header")}
 __all__ = [*_HOMES, "atomic", "atomic_write_bytes", "atomic_write_json", "atomic_write_text", "sniff", "VesaliusNote"]
 
 

@@ -111,6 +111,7 @@ def write_labels(
     label = np.asarray(label)
     if label.dtype.kind not in "biu":
         raise DataError("a label map holds integers", where=path, found=label.dtype)
+    label = label.view(np.uint8) if label.dtype == bool else label
     if label.shape != geometry.shape:
         raise GeometryError("the label map does not lie on its grid", where=path, found=label.shape, allowed=geometry.shape)
     code = None
@@ -141,6 +142,19 @@ def write_image(path: str | Path, data: np.ndarray, geometry: Geometry) -> None:
     if data.shape[1:] != geometry.shape:
         raise GeometryError("the array does not lie on its grid", where=path, found=data.shape, allowed=("C", *geometry.shape))
     _write(Path(path), data, geometry, None, None, "image")
+
+
+def write_displacement(path: str | Path, data: np.ndarray, geometry: Geometry) -> None:
+    """Write a displacement field (d, *spatial), world mm, as a NIfTI vector image on ``geometry``, atomically (see ``nifti.write``)."""
+    data, lower = np.asarray(data, np.float32), str(path).lower()
+    if data.shape != (geometry.ndim, *geometry.shape):
+        allowed = (geometry.ndim, *geometry.shape)
+        raise GeometryError("a displacement has one component an axis, on its grid", where=path, found=data.shape, allowed=allowed)
+    if not lower.endswith((".nii.gz", ".nii")):
+        raise DataError("displacement fields are NIfTI files", where=path, allowed=".nii.gz, .nii")
+    from . import nifti
+
+    nifti.write(path, data, geometry, displacement=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- reading

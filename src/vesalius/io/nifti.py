@@ -38,6 +38,7 @@ _CONFLICT = 1e-3  # voxels that the corners may differ between sform and qform
 _CHUNK = 1 << 20
 _SLACK = 1 << 16  # bytes beyond the promised ones that are tolerated, with a note
 _GREATEST_RATIO = 1032  # deflate cannot compress further
+_DISPLACEMENT = 1006  # NIFTI_INTENT_DISPVECT: ITK turns such vectors to its own axes when it reads them
 _LABEL_TABLE = 30  # header extension code of a Caret / Workbench label table
 
 
@@ -396,21 +397,31 @@ def _rescaled(data: np.ndarray, head: Head) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- writing
-def write(path: str | Path, data: np.ndarray, geometry: Geometry, *, code: int = FORM_CODE, table: Mapping[int, str] | None = None) -> None:
+def write(
+    path: str | Path,
+    data: np.ndarray,
+    geometry: Geometry,
+    *,
+    code: int = FORM_CODE,
+    table: Mapping[int, str] | None = None,
+    displacement: bool = False,
+) -> None:
     """Write (C, *spatial) voxels as NIfTI (gzipped when the name ends in .gz); sform and qform say the same, both with ``code``.
 
-    Several channels become the fourth dimension; a 2D grid holds one channel. ``table`` (file value -> name) is stored as a Workbench
-    label table. NIfTI-2 is written when a side exceeds 32767 or the affine needs more than float32. Nothing else is put in the header.
+    Several channels become the fourth dimension; a 2D grid holds one channel. A ``displacement`` (d, *spatial), world mm, becomes a vector
+    image: components in the file's order of axes along the fifth dimension, intent 1006 (NIFTI_INTENT_DISPVECT). ``table`` (file value ->
+    name) is stored as a Workbench label table.
+    NIfTI-2 is written when a side exceeds 32767 or the affine needs more than float32. Nothing else is put in the header.
     """
     path = Path(path)
     check_writable(geometry, path)
-    if geometry.ndim == 2 and len(data) != 1:
+    if geometry.ndim == 2 and len(data) != 1 and not displacement:
         raise DataError("a 2D NIfTI holds one channel", where=path, found=f"{len(data)} channels", fix="write it as .tif, .png or .npz")
     if data.dtype == bool:
         data = data.astype(np.uint8)
     if data.dtype == np.float16:
         data = data.astype(np.float32)
-    header, voxels = _new_header(data, geometry, code, path)
+    header, voxels = _new_header(data, geometry, code, path, displacement)
     extension = _label_extension(table) if table else b""
     header["vox_offset"] = int(header["sizeof_hdr"]) + 4 + len(extension)
     head = header.binaryblock + (b"\1\0\0\0" if extension else b"\0\0\0\0") + extension
@@ -423,17 +434,21 @@ def write(path: str | Path, data: np.ndarray, geometry: Geometry, *, code: int =
             file.write(memoryview(voxels.reshape(-1)).cast("B"))
 
 
-def _new_header(data: np.ndarray, geometry: Geometry, code: int, path: Path) -> tuple[nib.Nifti1Header, np.ndarray]:
+def _new_header(
+    data: np.ndarray, geometry: Geometry, code: int, path: Path, displacement: bool = False
+) -> tuple[nib.Nifti1Header, np.ndarray]:
     """The header and the voxels as a C-contiguous array whose last axis is x."""
     affine = geometry.affine
     if geometry.ndim == 2:
         affine = np.eye(4)
         affine[np.ix_([1, 0, 3], [1, 0, 3])] = geometry.affine
         affine[2, 2] = np.sign(np.linalg.det(geometry.affine[:2, :2]))  # a rotation in space, so that the qform can say the same
-        shape, voxels = data.shape[:0:-1], data[0]
+        shape, voxels = data.shape[:0:-1], data[::-1] if displacement else data[0]  # the file's x is our column
     else:
         shape = data.shape[1:] if len(data) == 1 else (*data.shape[1:], len(data))
         voxels = data.transpose(0, 3, 2, 1)
+    if displacement:
+        shape = (*(*shape, 1)[:3], 1, len(data))
     large = max(shape) > 32767 or not np.allclose(affine.astype(np.float32), affine, rtol=0, atol=1e-4)
     header = nib.Nifti2Header(endianness="<") if large else nib.Nifti1Header(endianness="<")
     try:
@@ -445,6 +460,8 @@ def _new_header(data: np.ndarray, geometry: Geometry, code: int, path: Path) -> 
     header.set_sform(affine, code)
     header.set_qform(affine, code)
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
+    if displacement:
+        header["intent_code"] = _DISPLACEMENT
     return header, np.ascontiguousarray(voxels, dtype=data.dtype.newbyteorder("<"))
 
 

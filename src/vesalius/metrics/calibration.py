@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.case import IGNORE
 from ..core.errors import DataError, GeometryError, UsageError
+from .overlap import mean_defined
 
 Form = Literal["top-label", "class-wise", "foreground"]
 FORMS = ("top-label", "class-wise", "foreground")
@@ -120,8 +121,7 @@ def multirater_ece(probability: np.ndarray, labels: Sequence[np.ndarray], *, bin
     It need not be 0 for the frequency with which raters say 'foreground': a rater who always dissents keeps it up. Channels include the
     background (``with_background``). Raters without a voxel are left out; none left is undefined (None). Source: CURVAS challenge 2024.
     """
-    values = [v for v in ece_by_rater(probability, labels, bins=bins, **options) if v is not None]
-    return float(np.mean(values)) if values else None
+    return mean_defined(ece_by_rater(probability, labels, bins=bins, **options))
 
 
 def with_background(probability: np.ndarray) -> np.ndarray:

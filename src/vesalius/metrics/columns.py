@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import UsageError
+from ..ops.tabular import level
+from .overlap import mean_defined
 
 Evidence = Sequence[Mapping[str, Any]]
 
@@ -61,13 +63,6 @@ def _chances(column: str, predicted: Any, levels: Sequence[str]) -> list[float]:
     return [1 - float(predicted), float(predicted)]
 
 
-def level(value: Any) -> str:
-    """The level a cell names: 1, 1.0, True and '1' are one level."""
-    if isinstance(value, (bool, np.bool_)) or (isinstance(value, (float, np.floating)) and float(value).is_integer()):
-        return str(int(value))
-    return str(value)
-
-
 def ranked(function: Callable[..., float | None], cases: Evidence) -> float | None:
     """A measure f(scores, positive) of the positive level, or its mean over levels against the rest (macro) where defined.
 
@@ -75,11 +70,14 @@ def ranked(function: Callable[..., float | None], cases: Evidence) -> float | No
     """
     if not _levels(cases):
         return None
-    chances, truth = np.array([c["predicted"] for c in cases]), np.array([c["reference"] for c in cases])
+    return macro(function, np.array([c["predicted"] for c in cases]), np.array([c["reference"] for c in cases]))
+
+
+def macro(function: Callable[..., float | None], chances: np.ndarray, truth: np.ndarray) -> float | None:
+    """f(scores, positive) of probabilities (n, levels) and right levels (n,): of the second of two levels, of more the mean over the levels
+    against the rest where it is defined. Undefined (None) where it is so for every level."""
     of_interest = [1] if chances.shape[1] == 2 else range(chances.shape[1])
-    values = [function(chances[:, k], truth == k) for k in of_interest]
-    values = [v for v in values if v is not None]
-    return float(np.mean(values)) if values else None
+    return mean_defined(function(chances[:, k], truth == k) for k in of_interest)
 
 
 def decided(function: Callable[..., float | None], cases: Evidence) -> float | None:

@@ -26,8 +26,9 @@ from ..core.case import Case, LabelMap
 from ..core.errors import DataError, GeometryError
 from ..core.prediction import Prediction, Score
 from ..ops.components import bounding_box
+from ..ops.opinions import opinions
 from .calibration import check_probability, ece_by_rater, volume_crps
-from .overlap import dsc
+from .overlap import dsc, mean_defined
 from .raters import Regions, regions
 
 BINS = 50  # of the ECE in the challenge's final evaluation
@@ -50,8 +51,9 @@ def score(prediction: Prediction, case: Case, *, raters: Sequence[str] = (), bin
     probabilities what needs them is undefined, with a note. ``raters`` names the label maps that are opinions (default: all, 'reference'
     only where nothing else is). Raises GeometryError for another grid, DataError for other classes or channels.
     """
-    opinions = _opinions(case, raters)
-    names, grid = opinions[0].names, opinions[0].geometry
+    raters = tuple(raters) or (opinions(case.labels) if case.labels else ())
+    said = _opinions(case, raters)
+    names, grid = said[0].names, said[0].geometry
     label = prediction.label
     if label is None:
         raise DataError("the prediction has no label map to score", where=f"case {case.id}")
@@ -59,7 +61,7 @@ def score(prediction: Prediction, case: Case, *, raters: Sequence[str] = (), bin
         if field is not None and not field.geometry.close(grid):
             found, allowed = field.geometry.describe(), grid.describe()
             raise GeometryError(f"{name} and raters lie on different grids", where=f"case {case.id}", found=found, allowed=allowed)
-    maps = np.stack([np.asarray(o.data) for o in opinions])
+    maps = np.stack([np.asarray(m.data) for m in said])
     p = None if prediction.probability is None else np.asarray(prediction.probability.data)
     if label.names != names or (p is not None and (len(p) != len(names) or prediction.threshold is not None)):
         found = f"{label.names}, {'no' if p is None else len(p)} channels"
@@ -86,30 +88,25 @@ def score(prediction: Prediction, case: Case, *, raters: Sequence[str] = (), bin
         add("curvas_crps", None if predicted is None else volume_crps(predicted, volumes), structure, **facts)
         add("curvas_crps_code", None if predicted is None else volume_crps(predicted, volumes, within=3), structure)
     found = [None] * len(maps) if p is None else ece_by_rater(p, maps, bins=bins)
-    for name, value in zip(_names(case, raters), found, strict=True):
+    for name, value in zip(raters, found, strict=True):
         add("curvas_ece", value, rater=name, bins=bins)
-    add("curvas_ece", _mean(found), bins=bins)
+    add("curvas_ece", mean_defined(found), bins=bins)
     inside = body_box(np.asarray(next(iter(case.images.values())).data[0])) if case.images else ()
     coded = [None] if p is None else [ece_code(p[(slice(None), *inside)], m[inside], bins=bins) for m in maps]
-    add("curvas_ece_code", _mean(coded), bins=bins)
+    add("curvas_ece_code", mean_defined(coded), bins=bins)
     return rows
 
 
-def _names(case: Case, raters: Sequence[str]) -> tuple[str, ...]:
-    return tuple(raters) or tuple(n for n in case.labels if n != "reference") or tuple(case.labels)
-
-
-def _opinions(case: Case, raters: Sequence[str]) -> list[LabelMap]:
-    """The raters' label maps, all of the same classes."""
-    names = _names(case, raters)
+def _opinions(case: Case, names: Sequence[str]) -> list[LabelMap]:
+    """These raters' label maps, all of the same classes."""
     missing = [n for n in names if n not in case.labels]
     if missing or len(names) < 2:
-        allowed = list(raters) or "two or more"
+        allowed = list(names) if missing else "two or more"
         raise DataError("CURVAS compares with several raters", where=f"case {case.id}", found=list(case.labels), allowed=allowed)
-    opinions = [case.labels[n].semantic for n in names]
-    if any(o.overlapping or o.names != opinions[0].names for o in opinions):
+    maps = [case.labels[n].semantic for n in names]
+    if any(m.overlapping or m.names != maps[0].names for m in maps):
         raise DataError("the raters name different classes, or classes that overlap", where=f"case {case.id}")
-    return opinions
+    return maps
 
 
 # --------------------------------------------------------------------------------------------------------------------------- the measures
@@ -163,8 +160,3 @@ def mean_ranks(values: Mapping[str, Mapping[str, float | None]], metrics: Sequen
         ranks.append(rankdata([np.inf if v.get(metric) is None else sign * v[metric] for v in values.values()]))
     means = dict(zip(values, np.mean(ranks, axis=0).tolist(), strict=True))
     return dict(sorted(means.items(), key=lambda item: item[1]))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from ..core.errors import DataError, GeometryError, UsageError
+from .overlap import ratio
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # false positives per scan of the FROC score (LUNA16)
 
@@ -181,7 +182,7 @@ def object_f1(m: Matched) -> float | None:
 
     No object in either is undefined (None); in only one of them it is 0. Source: Metrics Reloaded, F-beta at instance level.
     """
-    return _share(2 * m.tp, 2 * m.tp + m.fp + m.fn)
+    return ratio(2 * m.tp, 2 * m.tp + m.fp + m.fn)
 
 
 def object_precision(m: Matched) -> float | None:
@@ -189,7 +190,7 @@ def object_precision(m: Matched) -> float | None:
 
     No predicted object is undefined (None); no reference object alone is 0. Source: Metrics Reloaded, PPV at instance level.
     """
-    return _share(m.tp, m.tp + m.fp)
+    return ratio(m.tp, m.tp + m.fp)
 
 
 def object_sensitivity(m: Matched) -> float | None:
@@ -197,7 +198,7 @@ def object_sensitivity(m: Matched) -> float | None:
 
     No reference object is undefined (None); no predicted object alone is 0. Source: Metrics Reloaded, sensitivity at instance level.
     """
-    return _share(m.tp, m.tp + m.fn)
+    return ratio(m.tp, m.tp + m.fn)
 
 
 def false_positives(m: Matched) -> float:
@@ -226,7 +227,7 @@ def pq(m: Matched) -> float | None:
 
     No object in either is undefined (None); without a pair it is 0. Kirillov et al. pair at IoU > 0.5. Source: the same, eq. 1.
     """
-    return _share(float(m.iou.sum()), m.tp + m.fp / 2 + m.fn / 2)
+    return ratio(float(m.iou.sum()), m.tp + m.fp / 2 + m.fn / 2)
 
 
 def aji(m: Matched) -> float | None:
@@ -244,10 +245,6 @@ def aji(m: Matched) -> float | None:
     united = o.union[best[columns], columns].sum() + np.delete(o.size_reference, columns).sum()
     unused = np.delete(o.size_prediction, np.unique(best[columns])).sum()
     return float(common / (united + unused))
-
-
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
 
 
 # ---------------------------------------------------------------------------------------------------------------- candidates and curves
@@ -309,7 +306,7 @@ def llf(cases: Sequence[Mapping], *, threshold: float = 0.0) -> float | None:
     Undefined (None) when the cases hold no lesion; 0 without candidates. Source: Chakraborty 2017, Observer performance methods, 12.
     """
     lesions = sum(c["lesions"] for c in cases)
-    return _share(sum(s is not None and s >= threshold for c in cases for s in c["found"]), lesions)
+    return ratio(sum(s is not None and s >= threshold for c in cases for s in c["found"]), lesions)
 
 
 def nlf(cases: Sequence[Mapping], *, threshold: float = 0.0) -> float | None:
@@ -317,4 +314,4 @@ def nlf(cases: Sequence[Mapping], *, threshold: float = 0.0) -> float | None:
 
     Undefined (None) without a case; 0 without candidates. Source: Chakraborty 2017, Observer performance methods, chapter 12.
     """
-    return _share(sum(s >= threshold for c in cases for s in c["false"]), len(cases))
+    return ratio(sum(s >= threshold for c in cases for s in c["false"]), len(cases))

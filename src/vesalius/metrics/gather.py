@@ -217,7 +217,7 @@ def _raters_probability(given: Given) -> Rows:
 def _volumes(given: Given) -> Rows:
     """mL: of the samples, else the sum of probabilities, else of the label map; and of every rater."""
     reference = next(iter(_references(given).values()))
-    ml = float(np.prod(reference.geometry.spacing)) / 1000
+    ml = reference.geometry.voxel_volume / 1000
     if given.prediction.samples is not None:
         ours = {name: masks.reshape(len(masks), -1).sum(1) * ml for name, masks in _sampled(given)}
     elif given.prediction.probability is not None:
@@ -306,6 +306,16 @@ def _displacement(given: Given) -> Rows:
     yield "", "", (np.asarray(u.data), u.geometry)
 
 
+def _warped_labels(given: Given) -> Rows:
+    """Structures of the moving case where the displacement lays them on the fixed grid."""
+    u, label = _displacement_image(given), given.prediction.label
+    if label is None or not label.geometry.close(u.geometry):
+        raise Missing("the prediction has no label map of the moving case on the displacement's grid")
+    labels = label.semantic
+    for index, name in asked(labels):
+        yield name, "", (np.asarray(u.data), u.geometry, mask_of(labels, np.asarray(labels.data), index))
+
+
 def _displacement_image(given: Given) -> Image:
     if given.prediction.displacement is None:
         raise Missing("the prediction has no displacement")
@@ -384,6 +394,7 @@ GATHER: Mapping[str, Callable[[Given], Iterable[tuple[str, str, Any]]]] = {
     "points": _points,
     "warped points": _warped_points,
     "displacement": _displacement,
+    "warped labels": _warped_labels,
     "text": _text,
     "column": _column,
     "record": _record,

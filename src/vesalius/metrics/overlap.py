@@ -9,6 +9,7 @@ Definitions: Metrics Reloaded (Maier-Hein, Reinke et al. 2024, doi:10.1038/s4159
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,8 +60,15 @@ def as_masks(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray,
     return prediction, reference
 
 
-def _ratio(part: float, whole: float) -> float | None:
+def ratio(part: float, whole: float) -> float | None:
+    """None where there is nothing to divide by."""
     return part / whole if whole else None
+
+
+def mean_defined(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are defined; None where none is."""
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
 
 
 def dsc(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
@@ -69,7 +77,7 @@ def dsc(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) ->
     Empty masks: both empty is undefined (None); only one empty is 0. Source: Metrics Reloaded, DSC (Dice 1945).
     """
     c = counts(prediction, reference)
-    return _ratio(2 * c.tp, c.prediction + c.reference)
+    return ratio(2 * c.tp, c.prediction + c.reference)
 
 
 def iou(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
@@ -78,7 +86,7 @@ def iou(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) ->
     Empty masks: both empty is undefined (None); only one empty is 0. Source: Metrics Reloaded, IoU (Jaccard 1912).
     """
     c = counts(prediction, reference)
-    return _ratio(c.tp, c.tp + c.fp + c.fn)
+    return ratio(c.tp, c.tp + c.fp + c.fn)
 
 
 def volumetric_similarity(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
@@ -87,7 +95,7 @@ def volumetric_similarity(prediction: np.ndarray | Counts, reference: np.ndarray
     Empty masks: both empty is undefined (None); only one empty is 0. Source: Taha and Hanbury 2015, doi:10.1186/s12880-015-0068-x.
     """
     c = counts(prediction, reference)
-    share = _ratio(abs(c.prediction - c.reference), c.prediction + c.reference)
+    share = ratio(abs(c.prediction - c.reference), c.prediction + c.reference)
     return None if share is None else 1 - share
 
 
@@ -107,7 +115,7 @@ def relative_volume_difference(prediction: np.ndarray | Counts, reference: np.nd
     Empty masks: an empty reference is undefined (None); an empty prediction alone is -1. Source: Heimann et al. 2009, RVD.
     """
     c = counts(prediction, reference)
-    return _ratio(c.prediction - c.reference, c.reference)
+    return ratio(c.prediction - c.reference, c.reference)
 
 
 def sensitivity(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
@@ -116,7 +124,7 @@ def sensitivity(prediction: np.ndarray | Counts, reference: np.ndarray | None = 
     Empty masks: an empty reference is undefined (None); an empty prediction alone is 0. Source: Metrics Reloaded, sensitivity.
     """
     c = counts(prediction, reference)
-    return _ratio(c.tp, c.reference)
+    return ratio(c.tp, c.reference)
 
 
 def precision(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
@@ -125,7 +133,7 @@ def precision(prediction: np.ndarray | Counts, reference: np.ndarray | None = No
     Empty masks: an empty prediction is undefined (None); an empty reference alone is 0. Source: Metrics Reloaded, PPV.
     """
     c = counts(prediction, reference)
-    return _ratio(c.tp, c.prediction)
+    return ratio(c.tp, c.prediction)
 
 
 def specificity(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
@@ -134,7 +142,7 @@ def specificity(prediction: np.ndarray | Counts, reference: np.ndarray | None = 
     Undefined (None) when the reference fills the image. Source: Metrics Reloaded, specificity.
     """
     c = counts(prediction, reference)
-    return _ratio(c.tn, c.tn + c.fp)
+    return ratio(c.tn, c.tn + c.fp)
 
 
 def accuracy(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
@@ -143,7 +151,7 @@ def accuracy(prediction: np.ndarray | Counts, reference: np.ndarray | None = Non
     Undefined (None) only without voxels. Source: Metrics Reloaded, accuracy.
     """
     c = counts(prediction, reference)
-    return _ratio(c.tp + c.tn, c.total)
+    return ratio(c.tp + c.tn, c.total)
 
 
 def balanced_accuracy(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
@@ -166,7 +174,7 @@ def f_beta(prediction: np.ndarray | Counts, reference: np.ndarray | None = None,
         raise UsageError("beta of F-beta is a positive number", found=beta)
     c = counts(prediction, reference)
     hit = (1 + beta**2) * c.tp
-    return _ratio(hit, hit + beta**2 * c.fn + c.fp)
+    return ratio(hit, hit + beta**2 * c.fn + c.fp)
 
 
 def mcc(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) -> float | None:
@@ -188,4 +196,4 @@ def kappa(prediction: np.ndarray | Counts, reference: np.ndarray | None = None) 
     c = counts(prediction, reference)
     n = c.total
     chance = c.prediction * c.reference + (n - c.prediction) * (n - c.reference)
-    return _ratio(n * (c.tp + c.tn) - chance, n * n - chance)
+    return ratio(n * (c.tp + c.tn) - chance, n * n - chance)

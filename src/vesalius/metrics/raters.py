@@ -18,7 +18,7 @@ from ..core.case import IGNORE
 from ..core.errors import DataError, GeometryError, UsageError
 from .calibration import check_probability
 from .classification import kappa
-from .overlap import as_masks, dsc
+from .overlap import as_masks, dsc, mean_defined
 
 
 def stack(labels: Sequence[np.ndarray]) -> np.ndarray:
@@ -188,7 +188,7 @@ def cohen_kappas(
 
 def cohen_kappa(labels: Sequence[np.ndarray], *, weights: Literal["linear", "quadratic"] | None = None) -> float | None:
     """The mean of the raters' pairwise Cohen kappas that are defined, at most 1, higher is more agreement; none is undefined (None)."""
-    return _mean(cohen_kappas(labels, weights=weights).values())
+    return mean_defined(cohen_kappas(labels, weights=weights).values())
 
 
 def pairwise_dsc(labels: Sequence[np.ndarray], structure: int = 1) -> float | None:
@@ -196,7 +196,7 @@ def pairwise_dsc(labels: Sequence[np.ndarray], structure: int = 1) -> float | No
 
     Pairs of two empty masks are left out; no pair left is undefined (None).
     """
-    return _mean(dsc(a == structure, b == structure) for _, (a, b) in _pairs(labels))
+    return mean_defined(dsc(a == structure, b == structure) for _, (a, b) in _pairs(labels))
 
 
 def _pairs(labels: Sequence[np.ndarray]):
@@ -204,8 +204,3 @@ def _pairs(labels: Sequence[np.ndarray]):
     for i, j in combinations(range(len(maps)), 2):
         both = (maps[i] != IGNORE) & (maps[j] != IGNORE)
         yield (i, j), (maps[i][both], maps[j][both])
-
-
-def _mean(values) -> float | None:
-    values = [v for v in values if v is not None]
-    return float(np.mean(values)) if values else None

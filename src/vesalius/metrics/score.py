@@ -19,7 +19,7 @@ from ..core.prediction import Prediction, Score
 from .detection import Matching
 from .gather import GATHER, Given, Missing, label_of, object_ids
 from .structures import Structure, mask_of, structures
-from .table import DEFAULT, FROM_LABELS, TOLERANCE, Metric, metric
+from .table import DEFAULT, FROM_LABELS, IMAGELESS, TOLERANCE, Metric, metric
 
 EVIDENCE = "evidence"  # the key of ``Score.extra`` under which a carrier row of a pooled metric holds what is pooled
 
@@ -201,7 +201,7 @@ def check_metrics(metrics: Sequence[str], manifest: Manifest) -> None:
     }
     for name in metrics:
         m = metric(name)
-        if manifest.dims not in m.dims:
+        if min(manifest.dims, 3) not in m.dims and not (manifest.dims == 0 and m.needs in IMAGELESS):
             axes = " and ".join(map(str, m.dims))
             raise UsageError(f"'{name}' is defined for {axes} axes", where=manifest.name, found=f"{manifest.dims} axes")
         for key, (words, needs) in wanted.items():

@@ -24,7 +24,8 @@ Masks = tuple[np.ndarray, np.ndarray]
 @dataclass
 class Structure:
     """One structure of a prediction and a reference. ``cut(box)`` gives both masks inside a box (Ellipsis: the whole image), False where
-    the reference ignores; ``box`` holds the foreground of both, None when there is none; ``ids(box)`` the objects' ids, where known."""
+    the reference ignores; ``box`` holds the foreground of both, None when there is none; ``ids()`` gives the objects' ids in the whole
+    image, where they are known."""
 
     name: str
     spacing: tuple[float, ...]

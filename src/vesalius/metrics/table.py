@@ -52,6 +52,7 @@ NEEDS: Mapping[str, str] = {
     "points": "f(prediction (n, d) mm, reference (n, d) mm), matched by name, NaN where not found, per points' name",
     "warped points": "f(fixed points where the displacement takes them (n, d) mm, moving points (n, d) mm) per points' name",
     "displacement": "f(displacement (d, *s) mm, Geometry) per case",
+    "warped labels": "f(displacement (d, *s) mm, Geometry, warped mask (*s) bool) per structure of the moving case",
     "text": "f(candidate, reference) per text's name",
     "record": "f(answers, cells), the target columns as one filled form, per case",
     "column": "pooled: f([evidence of a case, ...]) per target column (``columns.evidence``)",
@@ -63,6 +64,7 @@ PROBABLE = frozenset(  # class probabilities
     {"probability", "probabilities", "saliency", "raters' probability", "volumes", "candidates", *curvas.ROWS}
 )
 FROM_LABELS = frozenset({"counts", "surfaces", "borders", "open borders", "masks", "masks in mm", "instances"})  # two label maps are enough
+IMAGELESS = frozenset({"text", "column", "record"})  # what data of texts and tables (0 dims) can give
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,7 @@ METRICS: Mapping[str, Metric] = {
     "tre": _down("TRE", registration.tre, "warped points", "mm"),
     "folding": _down("|J| <= 0", registration.folding, "displacement", span=_UNIT),
     "log_jacobian_sd": _down("SD of ln |J|", registration.log_jacobian_sd, "displacement"),
+    "volume_change": Metric("Volume change", registration.volume_change, "warped labels", "zero", (-1.0, float("inf"))),
     # text and table
     "bleu": _up("BLEU-4", text.sentence_bleu, "text"),
     "rouge_l": _up("ROUGE-L", text.rouge_l, "text"),

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import GeometryError, UsageError
 from ..ops.components import bounding_box
-from .overlap import as_masks
+from .overlap import as_masks, mean_defined
 
 
 # --------------------------------------------------------------------------------------------------------------------------- centre lines
@@ -179,12 +179,9 @@ def betti_error_patches(prediction: np.ndarray, reference: np.ndarray, *, size: 
     if size < 1:
         raise UsageError("the side of a tile is at least one voxel", found=size)
     prediction, reference = _pair(prediction, reference)
-    errors = []
-    for start in product(*(range(0, n, size) for n in prediction.shape)):
-        tile = tuple(slice(s, s + size) for s in start)
-        errors.append(betti_error(prediction[tile], reference[tile]))
-    errors = [e for e in errors if e is not None]
-    return float(np.mean(errors)) if errors else None
+    starts = product(*(range(0, n, size) for n in prediction.shape))
+    tiles = (tuple(slice(s, s + size) for s in start) for start in starts)
+    return mean_defined(betti_error(prediction[tile], reference[tile]) for tile in tiles)
 
 
 def connectivity(prediction: np.ndarray, reference: np.ndarray) -> float | None:

@@ -14,7 +14,7 @@ from .figures import PALETTE, STYLE, _figure, _grid, _png
 from .page import PAGE, SCRIPT, _facts_section, _section, _table, _text
 from .page import STYLE as CSS
 from .page import _figure as _picture
-from .tables import Row, _write, number, p_text, to_csv
+from .tables import Row, number, p_text, to_csv, write_whole
 
 __all__ = ["verdict", "write_audit"]
 
@@ -55,8 +55,8 @@ def write_audit(
     ]
     body = "\n".join(s for s in sections if s)
     page = PAGE.format(title=escape(title), headline=escape(verdict(rows)), note="", body=body, style=CSS, script=SCRIPT)
-    _write(folder / "audit.html", page)
-    _write(folder / "audit.csv", to_csv(list(rows)))
+    write_whole(folder / "audit.html", page)
+    write_whole(folder / "audit.csv", to_csv(list(rows)))
     return folder / "audit.html"
 
 

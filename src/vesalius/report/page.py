@@ -15,7 +15,7 @@ from ..core.errors import DataError
 from . import figures
 from .figures import CasePicture
 from .ranking import Ranking
-from .tables import HEADER, SIZE, Row, Scores, Tables, _write, cells, number, p_text, write_tables
+from .tables import HEADER, SIZE, Row, Scores, Tables, cells, number, p_text, with_interval, write_tables, write_whole
 
 __all__ = ["CasePicture", "headline", "write_report"]
 
@@ -87,7 +87,7 @@ def write_report(
     body = "\n".join(s for s in sections if s)
     remark = f'<p class="note">{escape(note)}</p>' if note else ""
     page = PAGE.format(title=escape(title), headline=escape(lead), note=remark, body=body, style=STYLE, script=SCRIPT)
-    _write(folder / "report.html", page)
+    write_whole(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -280,16 +280,12 @@ def _pairs_section(tables: Tables, main: str) -> str:
     for t in shown:
         unit = t["unit"]
         line = [t["label"], t["a"], t["b"]]
-        line += [_interval(t["difference"], t["difference_low"], t["difference_high"], unit)]
-        line += [_interval(t["shift"], t["shift_low"], t["shift_high"], unit)]
+        line += [with_interval(t["difference"], t["difference_low"], t["difference_high"], unit)]
+        line += [with_interval(t["shift"], t["shift_low"], t["shift_high"], unit)]
         line += [p_text(t["p_holm"]), p_text(t["p_permutation_holm"]), _effect(t["cliffs_delta"]), _effect(t["rank_biserial"])]
         line.append(f"{t['pairs']} ({t['excluded']})")
         lines.append([*line, {True: "yes", False: "not shown", None: "–"}[t.get("noninferior")]] if margins else line)
     return _section("Pairs of methods", _table(header, lines, left=3), _text(words))
-
-
-def _interval(value: float | None, low: float | None, high: float | None, unit: str) -> str:
-    return number(value, unit) + (f" [{number(low, unit)}, {number(high, unit)}]" if low is not None else "")
 
 
 def _effect(value: float | None) -> str:
@@ -379,7 +375,7 @@ def _subgroups_section(tables: Tables) -> str:
         for m in scores.methods:
             r = found[m]
             undefined = f", {r['undefined']} undefined" if r["undefined"] else ""
-            line.append(f"{_interval(r['mean'], r['low'], r['high'], r['unit'])} (n {r['patients']}{undefined})")
+            line.append(f"{with_interval(r['mean'], r['low'], r['high'], r['unit'])} (n {r['patients']}{undefined})")
         lines.append(line)
     words = "Mean over patients with 95% interval; levels are described, not tested: a difference between levels is a hint, not a finding."
     if any(r["subgroup"] == SIZE for r in records):

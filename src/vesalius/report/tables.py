@@ -361,10 +361,10 @@ def write_tables(
     tests = pairs(scores, baseline=baseline, margin=margin)
     summary = summarise(scores, baseline=baseline, tests=tests)
     ranked, levels = rankings(scores), subgroups(scores, columns)
-    _write(folder / "scores.csv", to_csv(rows))
-    _write(folder / "scores.json", json.dumps(rows, allow_nan=False, default=str, separators=(",", ":")))
-    _write(folder / "summary.csv", to_csv(summary))
-    _write(folder / "pairs.csv", to_csv(tests))
+    write_whole(folder / "scores.csv", to_csv(rows))
+    write_whole(folder / "scores.json", json.dumps(rows, allow_nan=False, default=str, separators=(",", ":")))
+    write_whole(folder / "summary.csv", to_csv(summary))
+    write_whole(folder / "pairs.csv", to_csv(tests))
     files = ("scores.csv", "scores.json", "summary.csv", "pairs.csv", "summary.json", *_parquet(folder / "scores.parquet", rows))
     record = {
         "confidence": 0.95,
@@ -378,7 +378,7 @@ def write_tables(
         "problems": [dict(p) for p in problems],
         "files": files,
     }
-    _write(folder / "summary.json", json.dumps(record, indent=1, allow_nan=False, default=str))
+    write_whole(folder / "summary.json", json.dumps(record, indent=1, allow_nan=False, default=str))
     return Tables(scores, summary, tests, ranked, levels, files)
 
 
@@ -414,7 +414,7 @@ def _parquet(path: Path, rows: Sequence[Row]) -> list[str]:
     return [path.name]
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
@@ -456,12 +456,12 @@ HEADER = ("Metric", "Structure", "Method", "Mean [95% CI]", "Median", "n", "Unde
 def cells(record: Row) -> tuple[str, ...]:
     """A summary record as text, in the order of ``HEADER``; the best mean carries a star."""
     unit = record["unit"]
-    difference = _with_interval(record["difference"], record["difference_low"], record["difference_high"], unit)
+    difference = with_interval(record["difference"], record["difference_low"], record["difference_high"], unit)
     return (
         record["label"],
         record["structure"] or "–",
         record["method"],
-        _with_interval(record["mean"], record["low"], record["high"], unit) + (" *" if record["best"] else ""),
+        with_interval(record["mean"], record["low"], record["high"], unit) + (" *" if record["best"] else ""),
         number(record["median"], unit),
         str(record["n"]),
         str(record["undefined"]),
@@ -471,22 +471,6 @@ def cells(record: Row) -> tuple[str, ...]:
     )
 
 
-def _with_interval(value: float | None, low: float | None, high: float | None, unit: str) -> str:
+def with_interval(value: float | None, low: float | None, high: float | None, unit: str) -> str:
+    """'0.81 [0.78, 0.84]'; the number alone where there is no interval."""
     return number(value, unit) + (f" [{number(low, unit)}, {number(high, unit)}]" if low is not None else "")
-
-
-def to_markdown(summary: Sequence[Row]) -> str:
-    """A Markdown table of the summary."""
-    lines = [HEADER, ["---"] * len(HEADER), *(cells(r) for r in summary)]
-    return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines) + "\n"
-
-
-def to_terminal(summary: Sequence[Row]):
-    """A ``rich`` table of the summary, to print on a console."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*HEADER)
-    for record in summary:
-        table.add_row(*(Text(c, style="bold" if record["best"] else "") for c in cells(record)))
-    return table
