@@ -1,4 +1,4 @@
-"""Text as a network reads it: sentences, word pieces learnt from the training texts, and a BERT encoder.
+"""Text as a network reads it: sentences, word pieces learnt from the training texts, a BERT encoder, and an LSTM for short expressions.
 
 Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding, NAACL 2019,
 https://arxiv.org/abs/1810.04805; word pieces: Wu et al. 2016, https://arxiv.org/abs/1609.08144 (learnt by merging the most frequent pair).
@@ -124,6 +124,35 @@ def _merge(parts: Sequence[str], pair: tuple[str, str], merged: str) -> list[str
         out.append(merged if hit else parts[k])
         k += 2 if hit else 1
     return out
+
+
+class LastState(nn.Module):
+    """An LSTM's state after the last piece: ids (B, n) -> (B, hidden). Padding behind a text does not count."""
+
+    def __init__(self, words: int, *, width: int = 64, hidden: int = 64):
+        super().__init__()
+        self.token = nn.Embedding(words, width, padding_idx=PAD)
+        self.lstm = nn.LSTM(width, hidden, batch_first=True)
+        with torch.no_grad():
+            self.lstm.bias_hh_l0[hidden : 2 * hidden] = 1.0  # it remembers to begin with (Gers et al. 2000)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        last = (ids != PAD).sum(1).clamp(min=1) - 1
+        states = self.lstm(self.token(ids[:, : int(last.max()) + 1]))[0]
+        return states[torch.arange(len(ids), device=ids.device), last]
+
+
+class BagOfWords(nn.Module):
+    """The pieces' mean embedding, whatever their order: ids (B, n) -> (B, hidden)."""
+
+    def __init__(self, words: int, *, width: int = 64, hidden: int = 64):
+        super().__init__()
+        self.token = nn.Embedding(words, width, padding_idx=PAD)
+        self.out = nn.Linear(width, hidden)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        counts = (ids != PAD).unsqueeze(-1).to(self.token.weight.dtype)
+        return self.out((self.token(ids) * counts).sum(1) / counts.sum(1).clamp(min=1)).tanh()
 
 
 class TextEncoder(nn.Module):
