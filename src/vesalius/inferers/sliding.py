@@ -10,7 +10,7 @@ Source: Isensee et al., nnU-Net, Nature Methods 2021 (evenly spaced windows, Gau
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain, combinations, product
 from math import ceil, prod
@@ -55,12 +55,27 @@ class SlidingWindow:
         """How many windows cover an image of this spatial shape: the total that ``progress`` counts up to."""
         return prod(len(starts) for starts in self._grid(shape))
 
+    def places(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Every window of an image of this shape, as its place in the grid (a number along each axis), in the order they are visited."""
+        return list(product(*(range(len(starts)) for starts in self._grid(shape))))
+
+    def corners(self, shape: tuple[int, ...], places: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """First voxels of the windows at ``places``; negative along an axis that is shorter than the window."""
+        grid, low = self._grid(shape), _padding(shape, self.patch)
+        return [tuple(starts[k] - a for starts, k, a in zip(grid, place, low)) for place in places]
+
+    def windows(self, image: Tensor, places: Sequence[tuple[int, ...]]) -> Tensor:
+        """(n, C, *patch) float: the windows of ``image`` (C, *s) at ``places``."""
+        shape = tuple(image.shape[1:])
+        low = _padding(shape, self.patch)
+        corners = [tuple(c + a for c, a in zip(corner, low)) for corner in self.corners(shape, places)]
+        return torch.stack([_window(image, corner, self.patch, low) for corner in corners]).float()
+
     def some(self, image: Tensor, n: int) -> Tensor:
         """(m, C, *patch): at most ``n`` of the image's windows, evenly spread over the grid, the outermost only if there are so few."""
-        grid, low = self._grid(tuple(image.shape[1:])), tuple(max(0, p - s) // 2 for s, p in zip(image.shape[1:], self.patch))
-        corners = list(product(*grid))
-        m = min(n, len(corners))
-        return torch.stack([_window(image, corners[int((k + 0.5) * len(corners) / m)], self.patch, low) for k in range(m)]).float()
+        places = self.places(tuple(image.shape[1:]))
+        m = min(n, len(places))
+        return self.windows(image, [places[int((k + 0.5) * len(places) / m)] for k in range(m)])
 
     def __call__(
         self,
@@ -69,18 +84,22 @@ class SlidingWindow:
         *,
         condition: Any = None,
         progress: Callable[[int], object] | None = None,
+        only: Set[tuple[int, ...]] | None = None,
     ) -> Tensor | Maps:
         """Blended maps of the whole image.
 
         ``forward(windows (B, C, *patch)[, condition])`` returns logits (B, K, *patch), or several such maps by name. ``image`` is
         (C, *s) with s of any size: an axis shorter than the patch is padded with 0 on both sides and cropped back.
-        ``progress(n)`` is called when n more windows are done. Returns (K, *s) float32 on the image's device, by name if the forward's
-        maps are. Raises GeometryError if image and patch differ in dimensions, RunError if maps are not as large as the window.
+        ``progress(n)`` is called when n more windows are done. ``only``: the ``places`` of the windows that are visited (None: all);
+        the others add nothing, so a map holds the visited windows' part of the blend, and no window at all gives no map ({}).
+        Returns (K, *s) float32 on the image's device, by name if the forward's maps are. Raises GeometryError if image and patch
+        differ in dimensions, RunError if maps are not as large as the window.
         """
         whole: Maps = {}
-        for name, start, rows in self.rows(forward, image, condition=condition, progress=progress):
+        for name, start, rows in self.rows(forward, image, condition=condition, progress=progress, only=only):
             if name not in whole:
-                whole[name] = rows.new_empty((rows.shape[0], *image.shape[1:]))
+                new = rows.new_empty if only is None else rows.new_zeros  # slabs before the first visited window are not yielded
+                whole[name] = new((rows.shape[0], *image.shape[1:]))
             whole[name][:, start : start + rows.shape[1]] = rows
         return whole[_ONLY] if _ONLY in whole else whole
 
@@ -91,25 +110,23 @@ class SlidingWindow:
         *,
         condition: Any = None,
         progress: Callable[[int], object] | None = None,
+        only: Set[tuple[int, ...]] | None = None,
     ) -> Iterator[tuple[str, int, Tensor]]:
         """The same maps, slab after slab along axis 0, for volumes larger than memory: yields (name, start, rows (K, n, *s[1:])).
 
         ``image`` may be a tensor over a memory-mapped file. Only ``patch[0]`` rows of each map are held; a yielded slab is valid until
-        the next is asked for. The name is '' when the forward returns one tensor.
+        the next is asked for. The name is '' when the forward returns one tensor. With ``only``, slabs before the first visited window
+        are not yielded.
         """
-        shape = tuple(image.shape[1:])
-        if len(shape) != len(self.patch):
-            raise GeometryError("the image has other dimensions than the window", where="sliding window", found=shape, allowed=self.patch)
-        if not image.numel():
-            raise GeometryError("the image is empty", where="sliding window", found=tuple(image.shape))
+        shape = self._check(image)
         grid = self._grid(shape)
-        low = tuple(max(0, p - n) // 2 for n, p in zip(shape, self.patch))
+        low = _padding(shape, self.patch)
         weights = [_axis_weights(starts, n, p, image.device) for starts, n, p in zip(grid, shape, self.patch)]
         inside = tuple(slice(a, a + n) for a, n in zip(low[1:], shape[1:]))
         answer = _Answers(self, forward, image, condition)
         sums: Maps = {}
         for i, start in enumerate(grid[0]):
-            places = list(product(*(range(len(starts)) for starts in grid[1:])))
+            places = [p for p in product(*(range(len(starts)) for starts in grid[1:])) if only is None or (i, *p) in only]
             for k in range(0, len(places), self.batch):
                 group = places[k : k + self.batch]
                 corners = [(start, *(grid[a + 1][j] for a, j in enumerate(place))) for place in group]
@@ -128,6 +145,15 @@ class SlidingWindow:
             for name, total in sums.items():
                 yield name, start + first - low[0], total[(slice(None), slice(first, last), *inside)]
                 sums[name] = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], 1)
+
+    def _check(self, image: Tensor) -> tuple[int, ...]:
+        """The image's shape, if windows can be cut from it."""
+        shape = tuple(image.shape[1:])
+        if len(shape) != len(self.patch):
+            raise GeometryError("the image has other dimensions than the window", where="sliding window", found=shape, allowed=self.patch)
+        if not image.numel():
+            raise GeometryError("the image is empty", where="sliding window", found=tuple(image.shape))
+        return shape
 
     def _grid(self, shape: tuple[int, ...]) -> list[list[int]]:
         return [_starts(n, p, self.overlap) for n, p in zip(shape, self.patch)]
@@ -207,6 +233,11 @@ def _outer(vectors: list[Tensor]) -> Tensor:
     for v in vectors[1:]:
         weight = weight[..., None] * v
     return weight
+
+
+def _padding(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
+    """Voxels added before an axis that is shorter than the window."""
+    return tuple(max(0, p - n) // 2 for n, p in zip(shape, patch))
 
 
 def _padded(shape: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from ...core.errors import UsageError
 from .forms import Blob, capsule, centred, coverage, ellipsoid, field, pair_arrays, split_arrays, stored_as, world
 from .phantom import Phantom
 from .scene import Drawing, Option, Scene, Who
@@ -92,6 +93,8 @@ def _render(who: Who, scene: Scene, channels: tuple[str, ...]) -> Drawing:
     grid = centred((*PLANE, int(HEIGHT / apart)), (IN_PLANE, IN_PLANE, apart))
     at = world(grid)
     shares, label = _anatomy(at, p, rng, (IN_PLANE + apart) / 2)
+    if not who.options["organs"]:
+        label = (label > len(ORGANS)).astype(label.dtype)
     images = {c: (_ct if c == "CT" else _mr)(shares, grid.shape, rng) for c in channels}
     centre = rng.normal(0, 40, 3).round(1)
     grid = centred(grid.shape, grid.spacing, centre)
@@ -176,9 +179,13 @@ def _mr(shares, shape, rng: np.random.Generator) -> np.ndarray:
 
 
 def _adapt(phantom: Phantom, options: Mapping[str, Any]) -> Phantom:
-    labels = (*phantom.labels, "lesion") if options["lesions"] else phantom.labels
+    labels, mirror = (*phantom.labels, "lesion") if options["lesions"] else phantom.labels, phantom.mirror
+    if not options["organs"]:
+        if not options["lesions"]:
+            raise UsageError("without organs and lesions nothing is labelled", where=phantom.name, fix="say lesions=true too")
+        labels, mirror = ("background", "lesion"), ()
     channels, modality = (("CT", "MR"), "CT+MR") if options["paired"] else (phantom.channels, phantom.modality)
-    return replace(phantom, labels=labels, channels=channels, modality=modality)
+    return replace(phantom, labels=labels, channels=channels, modality=modality, mirror=mirror)
 
 
 _SHARED = dict(
@@ -189,6 +196,7 @@ _SHARED = dict(
     options={
         "paired": Option(False, bool, "CT and MR of the same subject, on one grid"),
         "lesions": Option(False, bool, "a further class: small liver lesions; some cases have none"),
+        "organs": Option(True, bool, "label the organs; false: the lesions alone"),
     },
     adapt=_adapt,
 )
