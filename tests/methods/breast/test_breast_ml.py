@@ -20,6 +20,8 @@ from vesalius.engine.infer import infer
 from vesalius.methods.breast import CARDS
 from vesalius.methods.breast.breast_ml import BreastML
 
+from ...memory import in_memory
+
 ROOT = Path(__file__).resolve().parents[3]
 PLAN = {"workers": 0, "threads": 1, "batch": 8, "precision": "32"}
 
@@ -127,15 +129,14 @@ def test_a_column_of_real_numbers_is_refused(tmp_path):
 
 def warm(n=16, side=16) -> Manifest:
     """Two breasts; the left one has a warm spot where 'ill' is 1. The last case lacks its right image."""
-    grid, cases = Geometry.of((side, side)), {}
+    grid, cases = Geometry.of((side, side)), []
     for i in range(n):
         rng = np.random.default_rng(i)
         left, right = rng.normal(0, 0.1, (2, 1, side, side)).astype(np.float32)
         left[0, 4:10, 4:10] += 2.0 * (i % 2)
         images = {"left": Image(left, grid), "right": Image(right, grid)}
-        cases[f"c{i}"] = Case(f"c{i}", f"c{i}", images=images if i < n - 1 else {"left": images["left"]}, table={"ill": i % 2})
-    rows = tuple(CaseRef(k, k, "train", images=dict.fromkeys(c.images, ""), table=dict(c.table)) for k, c in cases.items())
-    return Manifest("warm", Path("."), 2, ("left", "right"), {}, rows, built_in=lambda row: cases[row.id])
+        cases.append(Case(f"c{i}", f"c{i}", images=images if i < n - 1 else {"left": images["left"]}, table={"ill": i % 2}))
+    return in_memory(cases, 2, (), split="train")
 
 
 def test_thermograms_are_searched_and_learnt_and_a_missing_breast_is_an_error(tmp_path):

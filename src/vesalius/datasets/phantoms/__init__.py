@@ -10,14 +10,46 @@ from typing import Any
 
 from ...core.errors import UsageError, nearest
 from ...core.manifest import Manifest
-from . import abus, brain, moving_context, polyp, radiograph, shapes, slide, torso, tumour_bed, ultrasound, vessels
+from . import (
+    abus,
+    blobs,
+    brain,
+    mammogram,
+    moving_context,
+    organ_pairs,
+    polyp,
+    radiograph,
+    referring,
+    shapes,
+    slide,
+    torso,
+    tumour_bed,
+    ultrasound,
+    vessels,
+)
 from .phantom import Phantom
 from .report import open_reports
 from .variants import OPTIONS
 
 PHANTOMS: dict[str, Phantom] = {
     p.name: p
-    for home in (tumour_bed, torso, radiograph, vessels, ultrasound, abus, polyp, slide, brain, moving_context, shapes)
+    for home in (
+        tumour_bed,
+        torso,
+        radiograph,
+        vessels,
+        ultrasound,
+        abus,
+        mammogram,
+        polyp,
+        slide,
+        brain,
+        moving_context,
+        blobs,
+        organ_pairs,
+        referring,
+        shapes,
+    )
     for p in home.PHANTOMS
 }
 

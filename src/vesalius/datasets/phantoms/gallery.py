@@ -59,7 +59,7 @@ def _tile(axes, case: Case) -> None:
 def _slice(case: Case) -> tuple[np.ndarray, np.ndarray, float, tuple[float, float]]:
     """(picture, label, aspect, grey range): the picture itself, or the axial slice with most foreground, front up, right on the left."""
     name, image = list(case.images.items())[-1]
-    label, grid = case.labels["reference"].data, case.geometry
+    label, grid = case.labels.get("reference", case.labels.get(name)).data, case.geometry
     if grid.ndim == 2:
         x = image.data
         return (x.transpose(1, 2, 0) if len(x) == 3 else x[0]), label, grid.spacing[0] / grid.spacing[1], _range(x, name)

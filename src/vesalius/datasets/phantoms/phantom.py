@@ -29,7 +29,8 @@ class Phantom:
     """A built-in dataset. ``labels``: class names, background first; ``splits``: default train, val and test cases; ``exams``: numbers of
     cases of successive patients, repeated; ``given``: table columns known before any answer (the others are hidden from prediction);
     ``targets``: table columns to predict; ``marks``: points that are annotations (absent in
-    unlabelled cases); ``adapt`` changes this record for options (more classes, other channels)."""
+    unlabelled cases); ``pairs``: which (fixed, moving) cases of a split are registered; ``adapt`` changes this record for options (more
+    classes, other channels)."""
 
     name: str
     title: str
@@ -49,6 +50,7 @@ class Phantom:
     given: tuple[str, ...] = ()
     targets: Mapping[str, Mapping] = field(default_factory=dict)
     mirror: tuple[tuple[str, str], ...] = ()
+    pairs: Callable[[CaseRef, CaseRef], bool] | None = None
     adapt: Callable[[Phantom, Mapping[str, Any]], Phantom] | None = None
 
     def settle(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class Phantom:
             note=" ".join(me.text.split()),
             targets=dict(me.targets),
             mirror=me.mirror,
+            pairs=me.pairs and _pairs(refs, me.pairs),
             built_in=renderer,
         )
 
@@ -147,6 +150,10 @@ class Renderer:
             table=dict(ref.table),
             answers=frozenset(ref.table) - {*self.phantom.given, *variants.GIVEN},
         )
+
+
+def _pairs(refs: tuple[CaseRef, ...], paired: Callable[[CaseRef, CaseRef], bool]) -> tuple[tuple[str, str], ...]:
+    return tuple((f.id, m.id) for f in refs for m in refs if f is not m and f.split == m.split and paired(f, m))
 
 
 def _counts(cases: Any, default: tuple[int, int, int], where: str) -> tuple[int, int, int]:

@@ -24,4 +24,31 @@ CARDS: tuple[Card, ...] = (
         phantom="polyp",
         deviations=("no ImageNet backbone; gaps in a table take the training median; validation cases are learnt from too",),
     ),
+    Card(
+        slug="two-view-mammo",
+        title="Two-view mammography: from patches to whole pictures to both views of a breast",
+        family="breast",
+        kind="method",
+        homes=("vesalius.methods.breast.two_view_mammo:TwoViewMammo", "vesalius.networks.efficientnet:EfficientNet"),
+        paper="Petrini et al.: Breast Cancer Diagnosis in Two-View Mammography Using End-to-End Trained EfficientNet-Based Convolutional "
+        "Network (IEEE Access 2022)",
+        url="https://arxiv.org/abs/2110.01606",
+        year=2022,
+        task="classification of breasts by two mammographic views",
+        dims=(2,),
+        supervision="full",
+        takes=("images",),
+        learns=("labels", "table"),
+        gives=("table",),
+        claim="A network that sees both views at once, started from one of patches and then of single views, tells cancers better than the "
+        "average of two single-view scores, and better than the same network from scratch.",
+        baseline="average of two single-view scores; the same network from random weights",
+        phantom="mammogram",
+        small={"size": (64, 48), "tile": 24, "width": 0.25, "depth": 0.3, "lr": 2e-3},
+        weights="none; ImageNet weights of EfficientNet from a local safetensors file with timm's names (--set pretrained=FILE)",
+        deviations=(
+            "resizes every view to its own size (--set size) and mirrors both axes",
+            "a batch of pairs holds half as many cases, and fewer where pictures are larger than the planned patch",
+        ),
+    ),
 )

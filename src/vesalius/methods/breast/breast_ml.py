@@ -20,7 +20,7 @@ words in a table are left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -36,9 +36,10 @@ from ...core.method import Clock, Method, Run
 from ...core.plan import Plan
 from ...core.prediction import Prediction
 from ...metrics.classification import auroc, balanced_accuracy
+from ...metrics.columns import macro
 from ...networks.blocks.conv import ConvNormAct
 from ...ops.search import Range, Space, Sweep, sweep
-from ...ops.tabular import SPACES, Model, Scaler, fit, matrix, numeric, target_of
+from ...ops.tabular import SPACES, Scaled, level, matrix, numeric, target_of
 from ..learned import Classifier
 
 NETWORK_SPACE: Space = {
@@ -88,8 +89,7 @@ class BreastML(Method):
         self.columns: tuple[str, ...] = ()
         self.options: dict[str, Any] = {}
         self.found: dict[str, Any] = {}  # how the options were searched: by what, and the best value after each trial
-        self.scaler: Scaler | None = None
-        self.model: Model | None = None
+        self.model: Scaled | None = None
 
     # training ------------------------------------------------------------------------------------------------------------------------
     def fit(self, train: Sequence[str], val: Sequence[str], run: Run) -> BreastML:
@@ -111,12 +111,11 @@ class BreastML(Method):
         folds = [tuple(map(at, pair)) for pair in run.folds(cases, self.k)] if self.search != "none" else []
 
         def objective(options: Mapping[str, Any]) -> float:
-            said = [self._model(*inner, options, seed)(outer[0]) for inner, outer in folds]
+            said = [self._fitted(*inner, options, seed)(outer[0]) for inner, outer in folds]
             return self.value(np.concatenate(said), np.concatenate([outer[1] for _, outer in folds]))
 
         self._choose(objective, SPACES[self.kind], seed, run)
-        final = self._model(*at(cases), self.options, seed)
-        self.scaler, self.model = final.scaler, final.model
+        self.model = self._fitted(*at(cases), self.options, seed)
         return self
 
     def _learn_target(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -131,23 +130,16 @@ class BreastML(Method):
             raise UsageError("breast-ml answers columns of levels", where=self.column, found="real", allowed="binary, nominal, ordinal")
 
     def _level(self, value: Any) -> int:
-        text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-        return self.target["levels"].index(text)
+        return self.target["levels"].index(level(value))
 
-    def _scaler(self, x: np.ndarray) -> Scaler:
-        return Scaler.fit(x, indicators=self.indicators)
-
-    def _model(self, x: np.ndarray, y: np.ndarray, options: Mapping[str, Any], seed: int) -> _Scaled:
-        scaler = self._scaler(x)
-        return _Scaled(scaler, fit(self.kind, scaler(x), y, len(self.target["levels"]), options, seed))
+    def _fitted(self, x: np.ndarray, y: np.ndarray, options: Mapping[str, Any], seed: int) -> Scaled:
+        return Scaled.fit(self.kind, x, y, len(self.target["levels"]), options, seed, indicators=self.indicators)
 
     def value(self, chances: np.ndarray, truth: np.ndarray) -> float:
         """What a choice is judged by, over all held-out cases (n, levels), (n,); of more than two levels the mean AUROC of each."""
         if self.judge == "balanced_accuracy":
             return balanced_accuracy(chances.argmax(1), truth) or 0.0
-        of_interest = [1] if chances.shape[1] == 2 else range(chances.shape[1])
-        values = [auroc(chances[:, k], truth == k) for k in of_interest]
-        return float(np.mean([v for v in values if v is not None] or [0.0]))
+        return macro(auroc, chances, truth) or 0.0
 
     def _choose(self, objective: Callable[[Mapping[str, Any]], float], space: Space, seed: int, run: Run) -> None:
         if self.search == "none":
@@ -170,7 +162,7 @@ class BreastML(Method):
             network = self._network(options)
             run.train(network, inner, (), name=f"trial{next(count)}", share=0.5 / self.trials)
             said = [p.table[self.column] for _, p in run.infer(network, outer)]
-            return self.value(np.array([[row[level] for level in self.target["levels"]] for row in said]), truth)
+            return self.value(np.array([[row[name] for name in self.target["levels"]] for row in said]), truth)
 
         self._choose(objective, NETWORK_SPACE, seed, run)
         torch.manual_seed(seed)
@@ -193,7 +185,7 @@ class BreastML(Method):
         if len(gaps) == len(self.columns):
             found = ", ".join(case.table) or "no table"
             raise DataError("no variable that the model takes is known", where=f"case {case.id}", found=found, allowed=self.columns)
-        p = self.model(self.scaler(x))[0]
+        p = self.model(x)[0]
         said = f"{len(gaps)} of {len(self.columns)} variables are missing ({', '.join(gaps)}): the training median stands in"
         table = {self.column: dict(zip(self.target["levels"], p.tolist(), strict=True))}
         return Prediction(table=table, notes=(said,) if gaps else ())
@@ -202,8 +194,7 @@ class BreastML(Method):
     def state(self) -> tuple[dict[str, np.ndarray], dict]:
         tensors, facts = super().state()
         if self.model is not None:
-            tensors |= {f"model.{k}": v for k, v in self.model.arrays.items()}
-            tensors |= {"scaler.facts": self.scaler.facts, "scaler.gaps": self.scaler.gaps}
+            tensors |= self.model.arrays
         own = {"target": self.target, "column": self.column, "columns": list(self.columns), "options": self.options, "found": self.found}
         return tensors, {**facts, **own}
 
@@ -212,22 +203,8 @@ class BreastML(Method):
         self.options, self.found = dict(facts["options"]), dict(facts["found"])
         if "network" in facts.get("parts", {}):
             self.parts["network"] = self._network(self.options)
-        arrays = {k.removeprefix("model."): np.asarray(v) for k, v in tensors.items() if k.startswith("model.")}
-        if arrays:
-            self.model = Model(self.kind, len(self.target["levels"]), arrays)
-            self.scaler = Scaler(np.asarray(tensors["scaler.facts"]), np.asarray(tensors["scaler.gaps"]))
+        self.model = Scaled.of(self.kind, len(self.target.get("levels", ())), tensors)
         super().load_state(tensors, facts)
-
-
-@dataclass(frozen=True, eq=False)
-class _Scaled:
-    """A model behind the scaler of its own training rows."""
-
-    scaler: Scaler
-    model: Model
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.model(self.scaler(x))
 
 
 class ThermalNet(Classifier):
