@@ -34,6 +34,10 @@ HOMES = (
     "vesalius.methods.breast",
     "vesalius.methods.reports",
     "vesalius.methods.pathology",
+    "vesalius.methods.promptable",
+    "vesalius.methods.language",
+    "vesalius.methods.generative",
+    "vesalius.methods.registration",
 )
 
 

