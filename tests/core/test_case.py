@@ -37,6 +37,13 @@ def test_without_labels_hides_every_answer():
     assert not blind.native.labels and not blind.native.table
 
 
+def test_the_label_is_the_reference_or_the_first():
+    maps = {name: LabelMap(np.zeros((4, 5), np.int16), GRID) for name in ("rater1", "reference", "rater2")}
+    assert Case("a", labels=maps).label is maps["reference"]
+    assert Case("a", labels={k: v for k, v in maps.items() if k != "reference"}).label is maps["rater1"]
+    assert Case("a").label is None
+
+
 def test_semantic_keeps_ignore():
     ids = LabelMap(np.array([[0, 7, 300, IGNORE, 2]] * 4, np.int32), GRID, instances=True)
     np.testing.assert_array_equal(ids.semantic.data[0], [0, 1, 1, IGNORE, 1])

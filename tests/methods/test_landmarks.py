@@ -232,7 +232,7 @@ def test_points_move_with_the_image_and_are_never_mirrored(tmp_path, monkeypatch
 # ----------------------------------------------------------------------------------------------------------------------- the way home
 def test_outlines_are_filled_on_the_original_grid():
     method = recipe(nodes=(60,))
-    answer = infer(method, case(), plan())
+    answer = infer(method, case(), method.plan)
     label = answer.label
     assert label.geometry == GRID and label.data.shape == SHAPE and label.names == ("background", "lung")
     y, x = (np.indices(SHAPE) + 0.5) / np.reshape(SHAPE, (2, 1, 1))
@@ -244,10 +244,11 @@ def test_outlines_are_filled_on_the_original_grid():
 
 
 def test_later_structures_lie_over_earlier_ones_and_some_paint_nothing():
-    painted = infer(recipe(("a", "b"), structures=("a", "b"), nodes=(40,)), case(), plan(("a", "b")))
+    method = recipe(("a", "b"), structures=("a", "b"), nodes=(40,))
+    painted = infer(method, case(), method.plan)
     assert set(np.unique(painted.label.data)) == {0, 1, 2}
     points = recipe(("liver",), points=("heart",))
-    assert not infer(points, case(), plan(("liver",))).label.data.any()
+    assert not infer(points, case(), points.plan).label.data.any()
 
 
 def test_a_run_opened_without_its_data_knows_its_structures():

@@ -261,6 +261,15 @@ def test_what_a_data_set_cannot_give_is_refused_before_any_case():
     check_metrics(("froc",), _manifest(labels={}, boxes={"lesion": "b.csv"}))
 
 
+def test_texts_and_tables_without_images_have_their_metrics():
+    table = _manifest(dims=0, targets={"malignant": {"kind": "binary", "levels": ["0", "1"]}}, labels={}, text={"report": "clear"})
+    check_metrics(("auroc", "column_accuracy", "field_accuracy", "bleu"), table)
+    for name in ("dsc", "folding", "mre"):
+        with pytest.raises(UsageError, match=name):
+            check_metrics((name,), table)
+    check_metrics(("dsc", "betti2_error"), _manifest(dims=4))  # frames of volumes
+
+
 def test_channels_of_other_structures_are_a_reason_too():
     case, prediction = _everything()
     other = prediction.with_(names=("background", "liver", "spleen"))

@@ -34,5 +34,5 @@ def test_dropout_in_training_only():
 
 
 def test_sides_must_halve_four_times():
-    with pytest.raises(GeometryError, match="multiples of 16"):
+    with pytest.raises(GeometryError, match=r"multiples of \(16, 16, 16\)"):
         VNet(1, 2, spatial_dims=3, width=2)(torch.zeros(1, 1, 16, 24, 16))

@@ -5,7 +5,7 @@ import pytest
 
 from vesalius.core.errors import DataError, UsageError
 from vesalius.ops import tabular
-from vesalius.ops.tabular import SPACES, Scaler, fit, matrix, numeric, target_of
+from vesalius.ops.tabular import SPACES, Scaled, Scaler, fit, level, levels_of, matrix, numeric, target_of
 
 ROWS = [{"age": 40, "bmi": None, "site": "A", "ill": 1}, {"age": 50.5, "bmi": 30, "site": "B", "ill": 0}, {"bmi": float("nan"), "ill": 1}]
 
@@ -31,6 +31,20 @@ def test_arrays_give_scikit_learn_s_probabilities(kind, levels):
     new = np.random.default_rng(1).normal(size=(50, x.shape[1]))
     np.testing.assert_allclose(model(new), theirs.predict_proba(new), atol=1e-9)
     assert all(v.dtype.kind in "fi" for v in model.arrays.values())
+
+
+def test_a_cell_names_one_level_however_it_is_written():
+    assert {level(v) for v in (1, 1.0, True, np.float32(1), "1")} == {"1"}
+    assert levels_of([10, 2.0, None, float("nan"), 1, ""]) == ["1", "2", "10"] and levels_of(["b", "a", "10"]) == ["10", "a", "b"]
+
+
+def test_a_model_behind_its_scaler_comes_back_from_its_arrays():
+    x, y = data(2)
+    x[::7, 1] = np.nan
+    model = Scaled.fit("tree", x, y, 3, {"depth": 3}, indicators=True)
+    again = Scaled.of("tree", 3, {**model.arrays, "other": np.zeros(1)})
+    assert np.array_equal(again(x), model(x)) and np.isfinite(model(x)).all() and model(x).shape == (120, 3)
+    assert Scaled.of("tree", 3, {"other": np.zeros(1)}) is None
 
 
 @pytest.mark.parametrize("kind", list(SPACES))

@@ -19,7 +19,6 @@ from ..core.manifest import CaseRef, Manifest
 from ..core.method import Clock, Method, Sampling, Stage, Stream
 from ..core.plan import Plan
 from ..core.prediction import Prediction
-from ..core.prompt import Prompt
 from ..ops import augment
 from ..ops.contour import landmarks, side_by_side
 from ..ops.raster import fill
@@ -121,15 +120,6 @@ class LandmarkRecipe(LandmarkMethod):
         """The plan's, without mirroring: a mirrored right lung is no left lung, and goes round the other way."""
         return augment.default(sample, rng, self.plan.derive(mirror_axes=()), spatial=self.sampling(self.stage).spatial)
 
-    def fractions(self, batch: Batch) -> Tensor:
-        """(B, N, 2), NaN for the points of a structure that a case lacks."""
-        filled = {
-            o: [p if len(p) else np.full((n, 2), np.nan) for p in batch.points.get(o, [()] * len(batch))] for o, n in self.organs.items()
-        }
-        size = torch.tensor(self.plan.patch, dtype=torch.float32)
-        rows = [torch.as_tensor(np.concatenate([filled[o][b] for o in self.organs]), dtype=torch.float32) for b in range(len(batch))]
-        return ((torch.stack(rows) + 0.5) / size).to(batch.image.device)
-
     def losses(self, batch: Batch, clock: Clock, turn: str = "main") -> dict[str, Tensor]:
         maps, truth = self.network(batch.image), self.fractions(batch)
         known = ~truth.isnan().any(-1)
@@ -152,13 +142,6 @@ class LandmarkRecipe(LandmarkMethod):
     # what is given ---------------------------------------------------------------------------------------------------------------------
     def forward(self, image: Tensor, condition: Condition | None = None) -> dict[str, Tensor]:
         return self.network(image)
-
-    def predict(self, case: Case, prompts: Sequence[Prompt] = (), *, rng: np.random.Generator) -> Prediction:
-        """Of a case on any grid: it is read on the network's."""
-        grid = self.plan.grid.of(case.geometry)
-        if grid != case.geometry:
-            case = case.with_(images={k: v.on(grid, antialias=True) for k, v in case.images.items()})
-        return super().predict(case, prompts, rng=rng)
 
     def finish(self, maps: Mapping[str, Tensor], case: Case) -> Prediction:
         """Points and outlines of every structure, and the classes they fill, drawn on the original grid."""
@@ -236,9 +219,9 @@ def _painted(name: str, classes: Sequence[str]) -> str:
 
 def _mask(case: Case, name: str) -> np.ndarray | None:
     """(*s) bool of a class in the reference (else the first label map); None where nobody looked for it."""
-    if not case.labels:
+    if case.label is None:
         return None
-    label = case.labels.get("reference", next(iter(case.labels.values()))).semantic
+    label = case.label.semantic
     if name not in label.names or (label.annotated is not None and name not in label.annotated):
         return None
     data, k = np.asarray(label.data), label.names.index(name)

@@ -28,6 +28,7 @@ from ..networks.unet import UNet
 from ..objectives.dice_ce import DiceCE, deep
 from ..objectives.ramps import cosine_decay
 from ..ops import augment
+from ..ops.tabular import level
 
 
 class LearnedMethod(Method, nn.Module):
@@ -219,8 +220,14 @@ class Classifier(LearnedMethod):
         known = [v is not None and v != "" and v == v for v in raw]
         if self.kind == "real":
             return torch.tensor([float(v) if k else 0.0 for v, k in zip(raw, known, strict=True)]), torch.tensor(known)
-        index = {level: float(i) for i, level in enumerate(self.levels)}
-        return torch.tensor([index[_level(v, self.levels)] if k else 0.0 for v, k in zip(raw, known, strict=True)]), torch.tensor(known)
+        index = {name: float(i) for i, name in enumerate(self.levels)}
+        return torch.tensor([index[self._level(v)] if k else 0.0 for v, k in zip(raw, known, strict=True)]), torch.tensor(known)
+
+    def _level(self, value: object) -> str:
+        text = level(value)
+        if text not in self.levels:
+            raise UsageError("a value outside the target's levels", where=self.target, found=text, allowed=", ".join(self.levels))
+        return text
 
     def finish(self, maps: Mapping[str, Tensor], case: Case) -> Prediction:
         answer = maps[self.target].float()
@@ -229,14 +236,6 @@ class Classifier(LearnedMethod):
         if self.kind == "binary":
             return Prediction(table={self.target: float(answer[0].sigmoid())})
         return Prediction(table={self.target: dict(zip(self.levels, answer.softmax(0).tolist(), strict=True))})
-
-
-def _level(value: object, levels: Sequence[str]) -> str:
-    """The level a cell names: 1, 1.0 and '1' are one level."""
-    text = str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
-    if text not in levels:
-        raise UsageError("a value outside the target's levels", found=text, allowed=", ".join(levels))
-    return text
 
 
 class LandmarkMethod(LearnedMethod):
@@ -253,9 +252,12 @@ class LandmarkMethod(LearnedMethod):
         return Whole(self.plan.patch)
 
     def fractions(self, batch: Batch) -> Tensor:
-        """(B, N, d): the batch's points of all organs as ``forward`` gives them."""
+        """(B, N, d): the batch's points of all organs as ``forward`` gives them; NaN for those of an organ that a case lacks."""
         size = torch.tensor(self.plan.patch, dtype=torch.float32)
-        rows = [torch.as_tensor(np.concatenate([batch.points[o][b] for o in self.organs]), dtype=torch.float32) for b in range(len(batch))]
+        lacking = {o: np.full((n, len(size)), np.nan) for o, n in self.organs.items()}
+        found = {o: batch.points.get(o, [()] * len(batch)) for o in self.organs}
+        rows = [np.concatenate([found[o][b] if len(found[o][b]) else lacking[o] for o in self.organs]) for b in range(len(batch))]
+        rows = [torch.as_tensor(row, dtype=torch.float32) for row in rows]
         return ((torch.stack(rows) + 0.5) / size).to(batch.image.device)
 
     def finish(self, maps: Mapping[str, Tensor], case: Case) -> Prediction:

@@ -35,7 +35,7 @@ class MultiDecoderUNet(nn.Module):
         factors: tuple[int, ...] = (2, 4, 4, 4, 4),
     ):
         super().__init__()
-        self.factors, self.multiple = tuple(factors), prod(factors)
+        self.factors, self.multiple = tuple(factors), (prod(factors),) * spatial_dims
         widths = [min(filters * 2**i, filters * 16) for i in range(len(factors) + 1)]
         self.encoder = nn.ModuleList(
             _block(spatial_dims, a, b, norm=i < len(factors))
@@ -51,7 +51,7 @@ class MultiDecoderUNet(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         inside = (..., *(slice(0, n) for n in image.shape[2:]))
-        skips = [self.encoder[0](pad_to_multiple(image, (self.multiple,) * (image.ndim - 2)))]
+        skips = [self.encoder[0](pad_to_multiple(image, self.multiple))]
         for pool, block in zip(self.pool, self.encoder[1:], strict=True):
             skips.append(block(pool(skips[-1])))
         return {name: decoder(skips)[inside] for name, decoder in self.decoders.items()}

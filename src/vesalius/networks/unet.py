@@ -7,6 +7,7 @@ head per resolution when deeply supervised. Returns logits: a tensor, or in trai
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class UNet(nn.Module):
         d, n = spatial_dims, len(features)
         strides = [tuple(s) for s in strides] or [(1,) * d] + [(2,) * d] * (n - 1)
         kernels = [tuple(k) for k in kernels] or [(3,) * d] * n
-        self.multiple = tuple(_product(s[a] for s in strides) for a in range(d))
+        self.multiple = tuple(prod(int(s[a]) for s in strides) for a in range(d))
         self.deep_supervision = deep_supervision
         self.down, inp = nn.ModuleList(), in_channels
         for f, s, k in zip(features, strides, kernels, strict=True):
@@ -86,10 +87,3 @@ class UNet(nn.Module):
         if self.deep_supervision and self.training:
             return outputs[::-1]
         return self.heads[-1](x)
-
-
-def _product(values) -> int:
-    out = 1
-    for v in values:
-        out *= int(v)
-    return out

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..core.errors import GeometryError
 from .blocks.conv import CONV, CONV_TRANSPOSE, NORMS, conv
+from .blocks.padding import check_multiple
 
 CONVOLUTIONS = (1, 2, 3, 3, 3)  # a stage, from the finest to the bottom
 
@@ -54,8 +54,7 @@ class VNet(nn.Module):
         return self.down[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        if any(n % m for n, m in zip(x.shape[2:], self.multiple, strict=True)):
-            raise GeometryError("V-Net halves its input four times", where="patch", found=tuple(x.shape[2:]), allowed="multiples of 16")
+        check_multiple(x, self.multiple, "V-Net")
         x, skips = self.down[0](x), []
         for shrink, stage in zip(self.shrink, self.down[1:], strict=True):
             skips.append(x)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.geometry import Geometry
+from .contour import signed_area
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Polygon:
     @property
     def area(self) -> float:
         """mm^2, holes taken off."""
-        sizes = [abs(_area(r)) for r in self.rings]
+        sizes = [abs(signed_area(r)) for r in self.rings]
         return sizes[0] - sum(sizes[1:])
 
 
@@ -41,10 +42,10 @@ def polygons(tiles: Iterable[tuple[tuple[int, int], np.ndarray]], geometry: Geom
     out: list[Polygon] = []
     for label in np.unique(runs[:, 0]):
         rings = _rings(runs[runs[:, 0] == label, 1:])
-        outer = sorted((r for r in rings if _area(r) > 0), key=_area)
+        outer = sorted((r for r in rings if signed_area(r) > 0), key=signed_area)
         boxes = np.array([[*r.min(0), *r.max(0)] for r in outer])
         inside: dict[int, list[np.ndarray]] = {i: [] for i in range(len(outer))}
-        for hole in (r for r in rings if _area(r) < 0):
+        for hole in (r for r in rings if signed_area(r) < 0):
             inside[_owner(hole, outer, boxes)].append(hole)
         for i, ring in enumerate(outer):
             out.append(Polygon(int(label), tuple(geometry.to_world(r - 0.5) for r in (ring, *inside[i]))))
@@ -127,12 +128,6 @@ def _right_turn(along: tuple[int, int], run: list[int]) -> int:
     """Positive where ``run`` turns right from the direction ``along`` (rows down, columns right)."""
     dr, dc = run[2] - run[0], run[3] - run[1]
     return along[1] * dr - along[0] * dc
-
-
-def _area(ring: np.ndarray) -> float:
-    """Signed area of a ring (rows, columns): positive when it goes round clockwise on the screen."""
-    r, c = ring.T
-    return float(c @ np.roll(r, -1) - r @ np.roll(c, -1)) / 2
 
 
 def _owner(hole: np.ndarray, outer: list[np.ndarray], boxes: np.ndarray) -> int:

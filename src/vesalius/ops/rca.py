@@ -83,14 +83,14 @@ class Bank:
 
     @classmethod
     def of(cls, cases: Iterable[Case], channel: str, longest: int, code: Callable[[Case, Image], np.ndarray]) -> Bank:
-        """From prepared cases with labels (the first map of each): images at the working size, standardised, and each one's ``code``."""
+        """From prepared cases with labels (the reference of each): images at the working size, standardised, and each one's ``code``."""
         images, labels, codes = [], [], []
         for case in cases:
             image = working(case.images[channel], longest)
             spread = float(image.data.std()) or 1.0
             kept = ((image.data - image.data.mean()) / spread).astype(np.float16).astype(np.float32)  # as it comes back from a file
             images.append(replace(image, source=kept))
-            labels.append(next(iter(case.labels.values())).on(images[-1].geometry))
+            labels.append(case.label.on(images[-1].geometry))
             codes.append(code(case, images[-1]))
         return cls(tuple(images), tuple(labels), np.array(codes))
 

@@ -6,7 +6,7 @@ A model is fitted by scikit-learn and asked without it: ``Model`` holds coeffici
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,20 +51,30 @@ _NAMES = {  # ours -> scikit-learn's
 }
 
 
+def level(value: Any) -> str:
+    """The level a cell names: 1, 1.0, True and '1' are one level."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, (float, np.floating)) and float(value).is_integer()):
+        return str(int(value))
+    return str(value)
+
+
+def levels_of(cells: Iterable[Any]) -> list[str]:
+    """The levels that these cells name, each once: by number where all are numbers, else by their letters. Empty cells name none."""
+    values = {v for v in cells if v not in (None, "") and v == v}
+    by_number = all(isinstance(v, (int, float)) for v in values)
+    return sorted({level(v) for v in values}, key=float if by_number else str)
+
+
 def target_of(rows: Sequence[Mapping[str, Any]], column: str, declared: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """{"kind", "levels"} of a column: as declared, else nominal with the levels that these rows have, in order. Raises UsageError for an
     unknown column, DataError where fewer than two values are known."""
     columns = {k for row in rows for k in row}
     if column not in columns:
         raise UsageError(f"'{column}' is no column of the table", fix=nearest(column, columns))
-    values = {row.get(column) for row in rows} - {None, ""}
-    texts = {str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values}
-    if len(texts) < 2 and (declared or {}).get("kind") != "real":
-        raise DataError(f"'{column}' has fewer than two values among the training cases", found=", ".join(texts) or "none")
-    if declared:
-        return dict(declared)
-    by_number = all(isinstance(v, (int, float)) for v in values)
-    return {"kind": "nominal", "levels": sorted(texts, key=float) if by_number else sorted(texts)}
+    levels = levels_of(row.get(column) for row in rows)
+    if len(levels) < 2 and (declared or {}).get("kind") != "real":
+        raise DataError(f"'{column}' has fewer than two values among the training cases", found=", ".join(levels) or "none")
+    return dict(declared) if declared else {"kind": "nominal", "levels": levels}
 
 
 def numeric(rows: Sequence[Mapping[str, Any]], without: Sequence[str] = ()) -> tuple[str, ...]:
@@ -151,6 +161,48 @@ def fit(kind: Kind, x: np.ndarray, y: np.ndarray, levels: int, options: Mapping[
         fitted = _estimator(kind, given, seed).fit(x, y)
     arrays = _TREES[kind](fitted) if kind in _TREES else _layers(fitted)
     return Model(kind, levels, {"classes": classes.astype(np.int64), **arrays})
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """A model behind the scaler of the rows it was fitted to: it takes rows with gaps."""
+
+    scaler: Scaler
+    model: Model
+
+    @classmethod
+    def fit(
+        cls,
+        kind: Kind,
+        x: np.ndarray,
+        y: np.ndarray,
+        levels: int,
+        options: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        *,
+        indicators: bool = False,
+    ) -> Scaled:
+        """``Scaler.fit`` and ``fit`` to the same rows (n, p), which may have gaps."""
+        scaler = Scaler.fit(x, indicators=indicators)
+        return cls(scaler, fit(kind, scaler(x), y, levels, options, seed))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """(n, p) -> (n, levels) probabilities."""
+        return self.model(self.scaler(x))
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything it is made of, by name: what a method saves."""
+        own = {f"model.{k}": v for k, v in self.model.arrays.items()}
+        return own | {"scaler.facts": self.scaler.facts, "scaler.gaps": self.scaler.gaps}
+
+    @classmethod
+    def of(cls, kind: str, levels: int, arrays: Mapping[str, np.ndarray]) -> Scaled | None:
+        """The inverse of ``arrays``; None where there is no model among them."""
+        own = {k.removeprefix("model."): np.asarray(v) for k, v in arrays.items() if k.startswith("model.")}
+        if not own:
+            return None
+        return cls(Scaler(np.asarray(arrays["scaler.facts"]), np.asarray(arrays["scaler.gaps"])), Model(kind, levels, own))
 
 
 def _estimator(kind: str, given: dict[str, Any], seed: int) -> Any:

@@ -204,7 +204,7 @@ class TestDecoders:
             512,
             512,
         ]
-        assert net.multiple == 512
+        assert net.multiple == (512, 512)
 
     def test_bad_options(self):
         with pytest.raises(UsageError, match="two thresholds"):

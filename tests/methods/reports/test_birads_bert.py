@@ -18,7 +18,7 @@ from vesalius.engine import api, checkpoint
 from vesalius.engine.fit import Interrupted, Training
 from vesalius.engine.infer import infer
 from vesalius.methods.reports import CARDS
-from vesalius.methods.reports.birads_bert import BiradsBERT, SectionField, SentenceSection, _in_order, each_sentence
+from vesalius.methods.reports.birads_bert import BiradsBERT, SectionField, SentenceSection, each_sentence
 from vesalius.networks.text import TextEncoder, WordPieces, sentences
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -214,7 +214,3 @@ def test_a_run_is_opened_from_its_folder_alone_and_goes_on_where_it_stopped(tmp_
         train("cut")
     resumed = train("cut", resume=True)
     assert infer(resumed.method, case, resumed.plan).table == expected.table
-
-
-def test_sections_are_numbered_along_the_report():
-    assert _in_order([["b", "c"], ["a", "b", "d"], ["c", "d"], ["a"]]) == ("a", "b", "c", "d")

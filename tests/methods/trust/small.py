@@ -3,7 +3,7 @@
 import torch
 
 from vesalius.datasets import open_dataset
-from vesalius.engine import api, audit
+from vesalius.engine import api, judges
 from vesalius.methods.learned import Segmenter
 
 SMALL = {
@@ -25,7 +25,7 @@ def segmenter(plan, manifest) -> Segmenter:
     return Segmenter(plan, manifest).eval()
 
 
-class Lent(audit.Lent):
+class Lent(judges.Lent):
     """Remembers which cases it was asked for."""
 
     def __init__(self, manifest, method):

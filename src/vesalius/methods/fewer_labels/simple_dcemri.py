@@ -114,9 +114,8 @@ class SimPLe(Segmenter):
             return case
         image = case.images[self.plan.channels[0]]
         points = case.points.get(POINTS)
-        if points is None and case.labels and self.simulate:
-            label = case.labels.get("reference") or next(iter(case.labels.values()))
-            points = points_of(label.on(image.geometry))
+        if points is None and case.label is not None and self.simulate:
+            points = points_of(case.label.on(image.geometry))
         labels: dict[str, LabelMap | None] = dict.fromkeys(case.labels)
         if points is not None:
             found = self.first_mask(np.asarray(image.data[0]), image.geometry, points, case.id)

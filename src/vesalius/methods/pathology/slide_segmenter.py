@@ -79,8 +79,7 @@ class SlideSegmenter(LearnedMethod):
         self.tissue = next(k for k in range(1, len(plan.classes)) if k != self.pen) if len(plan.classes) > 1 + (self.pen == 1) else 1
         heads = {"tissue": 1} | ({"pen": 1} if self.pen else {}) | ({"way": 2} if separate else {})
         self.network = MultiDecoderUNet(self.in_channels, heads, filters=filters, factors=_fitting(factors, plan.patch))
-        multiple = self.network.multiple
-        self.plan = plan.derive(patch=tuple(-(-p // multiple) * multiple for p in plan.patch))
+        self.plan = plan.derive(patch=tuple(-(-p // m) * m for p, m in zip(plan.patch, self.network.multiple, strict=True)))
 
     # training --------------------------------------------------------------------------------------------------------------------------
     def targets(self, case: Case) -> Mapping[str, Derived]:
@@ -157,7 +156,7 @@ class SlideSegmenter(LearnedMethod):
 
     def inferer(self) -> Tiles:
         window, margin = self.tiling
-        return Tiles(window, margin, multiple=self.network.multiple, gate=stained if self.in_channels == 3 else None, fill=1.0)
+        return Tiles(window, margin, multiple=self.network.multiple[0], gate=stained if self.in_channels == 3 else None, fill=1.0)
 
     def read_out(self, tiles: Iterable[Tile], case: Case) -> Prediction:
         """The maps of all tiles -> labels and separated sections on the prepared grid."""
@@ -192,7 +191,7 @@ def sections(case: Case, tissue: int = 1) -> np.ndarray:
     """(*s) int32: 1..n by cross-section on a prepared case, 0 elsewhere. From object ids where the case's labels have them; else from
     points named 'section ...', one on each fragment: a pixel goes to the nearest point of its connected component, a component without
     a point is a section of its own, as is each one where nobody placed points."""
-    first = next(iter(case.labels.values()))
+    first = case.label
     ids = next((v for v in case.native.labels.values() if v.instances), None)
     if ids is not None:
         data = resample(np.asarray(ids.data)[None], ids.geometry, first.geometry, "nearest")[0]

@@ -8,7 +8,8 @@ https://arxiv.org/abs/2110.07552. Deviations: the encoder is small by default (2
 iterations instead of epochs; training sentences come from a case's section texts in their order; [inferred]: one linear layer as the head.
 
 Key components: ``networks.text`` (sentences, word pieces learnt from the training texts, the encoder, masked pieces, published BERTs from a
-folder); ``SentenceSection.label``, which goes through a report sentence by sentence; ``SectionField``, which sees its sections alone.
+folder); ``methods.texts`` (the language model, the base of the readers); ``SentenceSection.label``, which goes through a report sentence by
+sentence; ``SectionField``, which sees its sections alone.
 
 Good to know: the sections of prediction are those that training texts are named by; a field whose section a report lacks gets no answer
 and a note. A sentence that fits no section is still put into the likeliest one, and the note counts such sentences. Every field trains a
@@ -24,25 +25,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from ...core.case import Batch, Case, Condition
+from ...core.case import Case, Condition
 from ...core.errors import DataError, UsageError
 from ...core.manifest import Manifest
-from ...core.method import Clock, Method, Run, Sampling, Stage, Stream
+from ...core.method import Method, Run
 from ...core.plan import Plan
 from ...core.prediction import Prediction
-from ...networks.text import MaskedHead, TextEncoder, WordPieces, masked_loss, read_bert, sentences
+from ...networks.text import TextEncoder, WordPieces, read_bert, sentences
+from ...ops.sections import REPORT, field_of, in_order, passage
 from ...ops.tabular import target_of
-from ..learned import Classifier, LearnedMethod
+from ..texts import MaskedLanguage, TextReader
 
-REPORT = "report"  # the text that is cut; all others are its sections, in their order
 UNSURE = 0.5
 
 
 def each_sentence(case: Case) -> Iterator[Case]:
-    """A report's sentences as cases: text 'sentence', its section, and the auxiliary data: the index of the section before (-1 at the
-    start), the sentence's number and how many there are. A report without section texts gives its sentences without a section."""
+    """A report's sentences as cases: text 'sentence', its section, and the auxiliary data: the section before (None at the start), the
+    sentence's number and how many there are. A report without section texts gives its sentences without a section."""
     known = {k: t for k, t in case.text.items() if k != REPORT} or {"": case.text.get(REPORT, "")}
     lines = [(section, line) for section, text in known.items() for line in sentences(text)]
     for n, (section, line) in enumerate(lines):
@@ -86,10 +86,10 @@ class BiradsBERT(Method):
         if not 0 <= pretrain < 1 or not 0 < masked < 1 or min(length, field_length) < 3:
             allowed = "0 <= pretrain < 1, 0 < masked < 1, length and field_length of 3 or more"
             raise UsageError("no such training", found=(pretrain, masked, length, field_length), allowed=allowed)
-        self.asked = dict(_asked(f) for f in fields)
+        self.asked = dict(field_of(f) for f in fields)
         self.shape = dict(width=width, layers=layers, heads=heads, positions=max(length, field_length), dropout=dropout)
         self.aux, self.size, self.folder, self.length, self.field_length = aux, words, tower, length, field_length
-        self.pretrain, self.rates = pretrain, dict(lr=lr, weight_decay=weight_decay, masked=masked)
+        self.pretrain, self.masked, self.rates = pretrain, masked, dict(lr=lr, weight_decay=weight_decay)
         self.words, self.sections, self.targets = WordPieces(()), (), {}
 
     # training ------------------------------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ class BiradsBERT(Method):
             raise DataError(
                 "no training case has a text", where=self.manifest.name, fix="name it in a column text:report or text:<section>"
             )
-        self.sections = _in_order([[k for k in t if k != REPORT] for t in texts.values()])
+        self.sections = in_order([[k for k in t if k != REPORT] for t in texts.values()])
         self.targets = self._learn_targets(told)
         weights = None
         if self.folder:
@@ -149,14 +149,13 @@ class BiradsBERT(Method):
             raise UsageError("the tower reads shorter texts", where="length, field_length", found=found, allowed=self.shape["positions"])
         manifest = replace(self.manifest, targets=self.targets)
         make = lambda: TextEncoder(len(self.words), **self.shape)
-        self.parts["language"] = MaskedLanguage(self.plan, manifest, make(), self.words, self.length, **self.rates)
-        rates = {k: v for k, v in self.rates.items() if k != "masked"}
+        self.parts["language"] = MaskedLanguage(self.plan, manifest, make(), self.words, self.length, masked=self.masked, **self.rates)
         if self.sections:
             said = {"section": {"kind": "nominal", "levels": list(self.sections)}}
             own = replace(manifest, targets=said)
-            self.parts["section"] = SentenceSection(self.plan, own, make(), self.words, self.length, aux=self.aux, **rates)
+            self.parts["section"] = SentenceSection(self.plan, own, make(), self.words, self.length, aux=self.aux, **self.rates)
         for name, (column, said) in zip(self._fields, self.targets.items(), strict=True):
-            part = SectionField(self.plan, manifest, make(), self.words, self.field_length, column, tuple(said["sections"]), **rates)
+            part = SectionField(self.plan, manifest, make(), self.words, self.field_length, column, tuple(said["sections"]), **self.rates)
             self.parts[name] = part
 
     @property
@@ -181,7 +180,7 @@ class BiradsBERT(Method):
         known = {REPORT: " ".join(lines) or " ".join(text.values()), **text}
         table = {}
         for name, (column, said) in zip(self._fields, self.targets.items(), strict=True):
-            if _passage(known, said["sections"]):
+            if passage(known, said["sections"]):
                 table |= self.parts[name].predict(case.with_(text=known), rng=rng).table
             else:
                 notes.append(f"'{column}' has no answer: the report has no sentence in {' or '.join(said['sections'])}")
@@ -205,64 +204,11 @@ class BiradsBERT(Method):
         super().load_state(tensors, facts)
 
 
-class MaskedLanguage(LearnedMethod):
-    """Guesses hidden pieces of sentences; a warm-up over a tenth of the steps, then a straight line down."""
-
-    clip = 1.0
-
-    def __init__(
-        self, plan, manifest, encoder: TextEncoder, words: WordPieces, length: int, *, lr: float, weight_decay: float, masked: float
-    ):
-        super().__init__(plan, manifest)
-        self.encoder, self.head = encoder, MaskedHead(encoder)
-        self.words, self.length, self.rates, self.masked = words, length, (lr, weight_decay), masked
-
-    def sampling(self, stage: Stage) -> Sampling:
-        return Sampling(unit="case", streams=(Stream("main", self.plan.batch, "all"),))
-
-    def condition(self, case: Case, rng: np.random.Generator) -> Condition:
-        return Condition({"ids": torch.from_numpy(self.words.encode(case.text["sentence"], self.length))[None]})
-
-    def losses(self, batch: Batch, clock: Clock, turn: str = "main") -> dict[str, Tensor]:
-        return {"masked": masked_loss(self.encoder, self.head, batch.condition.values["ids"], len(self.words), self.masked)}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"main": _adamw(self, *self.rates)}
-
-    def learning_rate(self, clock: Clock) -> float:
-        return min(1.0, (clock.step + 1) / max(1, clock.total // 10)) * (1 - clock.fraction)
-
-
-class _Reader(Classifier):
-    """A classifier of texts: the encoder's pooled state, dropout and one linear layer; a constant learning rate."""
-
-    clip = 1.0
-
-    def __init__(self, plan, manifest, encoder: TextEncoder, words: WordPieces, length: int, target: str, extra: int, rates: tuple):
-        super().__init__(plan, manifest, target=target)
-        self.encoder, self.words, self.length, self.rates = encoder, words, length, rates
-        self.dropout, self.head = nn.Dropout(0.1), nn.Linear(encoder.width + extra, self.outputs)
-        nn.init.normal_(self.head.weight, std=0.02)
-
-    def ids(self, text: str) -> Tensor:
-        return torch.from_numpy(self.words.encode(text, self.length))[None]
-
-    def forward(self, image: None, condition: Condition) -> dict[str, Tensor]:
-        pooled = self.dropout(self.encoder.pooled(condition.values["ids"]))
-        return {self.target: self.head(torch.cat([pooled, *(v for k, v in condition.values.items() if k == "aux")], 1))}
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"main": _adamw(self, *self.rates)}
-
-    def learning_rate(self, clock: Clock) -> float:
-        return 1.0
-
-
-class SentenceSection(_Reader):
+class SentenceSection(TextReader):
     """The section of a sentence. ``aux``: (index of the section before or -1, number of the sentence, how many), as numbers."""
 
     def __init__(self, plan, manifest, encoder, words, length, *, aux: bool, lr: float, weight_decay: float):
-        super().__init__(plan, manifest, encoder, words, length, "section", 3 if aux else 0, (lr, weight_decay))
+        super().__init__(plan, manifest, encoder, words, length, "section", extra=3 if aux else 0, lr=lr, weight_decay=weight_decay)
         self.aux = aux
 
     def condition(self, case: Case, rng: np.random.Generator) -> Condition:
@@ -285,40 +231,13 @@ class SentenceSection(_Reader):
         return out
 
 
-class SectionField(_Reader):
+class SectionField(TextReader):
     """One field, read from its sections alone (or from the whole report where it has none)."""
 
     def __init__(self, plan, manifest, encoder, words, length, target: str, sections: tuple[str, ...], *, lr: float, weight_decay: float):
-        super().__init__(plan, manifest, encoder, words, length, target, 0, (lr, weight_decay))
+        super().__init__(plan, manifest, encoder, words, length, target, lr=lr, weight_decay=weight_decay)
         self.sections = sections
 
     def condition(self, case: Case, rng: np.random.Generator) -> Condition:
         whole = case.text.get(REPORT) or " ".join(t for k, t in case.text.items() if k != REPORT)
-        return Condition({"ids": self.ids(_passage({**case.text, REPORT: whole}, self.sections))})
-
-
-def _in_order(reports: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Section names by their mean place in the reports: labels then grow along a report, which one linear layer can use."""
-    places: dict[str, list[float]] = {}
-    for names in reports:
-        for i, name in enumerate(names):
-            places.setdefault(name, []).append((i + 0.5) / len(names))
-    return tuple(sorted(places, key=lambda name: float(np.mean(places[name]))))
-
-
-def _passage(text: Mapping[str, str], sections: Sequence[str]) -> str:
-    return " ".join(text[s] for s in sections or (REPORT,) if text.get(s, "").strip())
-
-
-def _asked(field: str) -> tuple[str, tuple[str, ...]]:
-    """'density:findings+impression' -> ('density', ('findings', 'impression'))."""
-    column, _, where = field.partition(":")
-    if not column.strip() or (":" in field and not where.strip()):
-        raise UsageError("a field is a column, or a column and its sections", where="--set fields", found=field, allowed="density:findings")
-    return column.strip(), tuple(s.strip() for s in where.split("+") if s.strip())
-
-
-def _adamw(module: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Weights decay, biases and norms do not."""
-    matrices, rest = ([p for p in module.parameters() if (p.ndim > 1) == many] for many in (True, False))
-    return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=lr, eps=1e-8)
+        return Condition({"ids": self.ids(passage({**case.text, REPORT: whole}, self.sections))})
