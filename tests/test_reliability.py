@@ -20,6 +20,7 @@ from vesalius.core.manifest import Manifest
 from vesalius.core.plan import Plan
 from vesalius.datasets import open_dataset
 from vesalius.engine import api, checkpoint
+from vesalius.engine import predict as predicting
 from vesalius.engine.infer import infer, infer_in_blocks
 from vesalius.engine.plan import memory_gib
 from vesalius.io import header
@@ -216,10 +217,10 @@ def test_a_large_file_is_predicted_in_blocks(trained, tmp_path, monkeypatch):
     import psutil
 
     path = volume(tmp_path / "long.nii.gz", (20, 22, 200), np.diag([-1, -1, 2, 1]))
-    free, need = psutil.virtual_memory(), api.need_gib(trained.plan, header(path)[1])
+    free, need = psutil.virtual_memory(), predicting.need_gib(trained.plan, header(path)[1])
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=int(0.95 * need * 2**30)))
-    blocks, cut = [], api.infer_in_blocks
-    monkeypatch.setattr(api, "infer_in_blocks", lambda *a, **k: blocks.append(cut(*a, **k)) or blocks[-1])
+    blocks, cut = [], predicting.infer_in_blocks
+    monkeypatch.setattr(predicting, "infer_in_blocks", lambda *a, **k: blocks.append(cut(*a, **k)) or blocks[-1])
     (made,) = api.predict(trained, path, tmp_path / "out")
     assert nib.load(made).shape == (20, 22, 200) and np.allclose(nib.load(made).affine, nib.load(path).affine)
     assert "predicted in blocks" in blocks[0].notes[0]
@@ -288,14 +289,14 @@ def test_sigterm_to_the_whole_group(tmp_path):
 TERMINATED = """
 import os, signal, sys
 from vesalius import cli
-from vesalius.engine import api
-write, made = api.write_labels, []
+from vesalius.engine import predict
+write, made = predict.write_labels, []
 def write_labels(*a, **k):
     write(*a, **k)
     made.append(a)
     if len(made) == 2:
         os.kill(os.getpid(), signal.SIGTERM)
-api.write_labels = write_labels
+predict.write_labels = write_labels
 sys.argv = ["vesalius", "predict", %r, %r, "--out", %r, "--quiet"]
 cli.main()
 """

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -540,7 +541,8 @@ def _in_workers(job: _Job, ids: Sequence[str], workers: int) -> Iterator[tuple[l
     waiting: deque[tuple[str, Future]] = deque()
     try:
         for case_id in ids:
-            waiting.append((case_id, pool.submit(_work, case_id)))
+            with _deaf() if not waiting else nullcontext():  # the first task starts the processes
+                waiting.append((case_id, pool.submit(_work, case_id)))
             if len(waiting) >= IN_FLIGHT * workers:
                 yield waiting.popleft()[1].result()
         while waiting:
@@ -556,6 +558,19 @@ def _in_workers(job: _Job, ids: Sequence[str], workers: int) -> Iterator[tuple[l
 
 
 _job: _Job | None = None  # of this worker process
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started inside never hear Ctrl-C, which is the parent's business. (Only a main thread can say so.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start_worker(job: _Job) -> None:
