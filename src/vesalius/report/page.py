@@ -186,7 +186,7 @@ def _summary_section(summary: Sequence[Row], scores: Scores, main: str) -> str:
         words += f" Up to {scores.runs} runs are averaged for each case before the patients are compared."
     if any(r["excluded"] for r in shown):
         words += " Where a value is undefined, the paired difference rests on fewer cases and is not the difference of the two means."
-    few = [r["pairs"] for r in shown if r["pairs"] is not None and r["pairs"] < 6]
+    few = [r["pairs"] for r in shown if r["pairs"] and r["pairs"] < 6]
     if few:
         words += f" With {_patients(min(few))} this test cannot give p < 0.05, whatever the difference."
     if len(shown) > MAX_ROWS:
