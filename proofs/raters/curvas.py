@@ -33,7 +33,7 @@ def study() -> Study:
         expects=(Expect("curvas", "multirater_ece", "lower"), Expect("curvas", "volume_crps", "lower")),
         metrics=("consensus_dsc", "multirater_ece", "volume_crps"),
         seeds=3,
-        iterations=450,
+        iterations=150,
         # the native grid: a temperature changes no decision, but what is resampled between two classes could change
         plan={"grid": NATIVE, "patch": (32, 32, 16), "batch": 2, "features": (8, 16, 32), "overlap": 0.25, "test_mirror": ()},
     )
