@@ -540,8 +540,8 @@ def _in_workers(job: _Job, ids: Sequence[str], workers: int) -> Iterator[tuple[l
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (job,))
     waiting: deque[tuple[str, Future]] = deque()
     try:
-        for case_id in ids:
-            with _deaf() if not waiting else nullcontext():  # the first task starts the processes
+        for n, case_id in enumerate(ids):
+            with _deaf() if n < workers else nullcontext():  # each of the first tasks starts a process
                 waiting.append((case_id, pool.submit(_work, case_id)))
             if len(waiting) >= IN_FLIGHT * workers:
                 yield waiting.popleft()[1].result()

@@ -1,4 +1,4 @@
-"""Files to core objects and back: NIfTI, MHA, NRRD, DICOM series, pictures, HDF5 and NumPy arrays; and atomic writing.
+"""Files to core objects and back: NIfTI, MHA, NRRD, DICOM series, SEG and RTSTRUCT, pictures, HDF5 and NumPy arrays; and atomic writing.
 
 Importing this package loads no format library; the first read or write does.
 """
@@ -10,6 +10,7 @@ from .kind import sniff
 from .notes import VesaliusNote
 
 _HOMES = {name: "files" for name in ("read_image", "read_labels", "write_image", "write_labels", "write_displacement", "header")}
+_HOMES |= {"write_dicom_seg": "dicom_seg", "write_rtstruct": "rtstruct", "read_rtstruct": "rtstruct"}
 __all__ = [*_HOMES, "atomic", "atomic_write_bytes", "atomic_write_json", "atomic_write_text", "sniff", "VesaliusNote"]
 
 
