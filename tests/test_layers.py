@@ -18,7 +18,7 @@ ALLOWED = {
     "methods": {"methods", "core", "ops", "networks", "objectives", "inferers", "metrics"},
     "engine": {"engine", "core", "ops", "io", "datasets", "metrics", "inferers", "catalog", "report", "methods.learned", "__init__"},
     "report": {"report", "core", "catalog"},
-    "serve": {"serve", "engine", "report", "catalog", "core", "io"},
+    "serve": {"serve", "engine", "report", "catalog", "core", "io", "datasets", "ops"},
     "catalog": {"catalog", "core"},
     "cli": {"cli", "engine", "report", "catalog", "core", "io", "datasets"},
 }

@@ -1,0 +1,511 @@
+"""The REST surface of the annotator, and the page. ``create_app(project)`` for tests and servers of one's own; ``serve`` for the command.
+
+Errors are {"error": one sentence, "fix": what to do or null}: 400 what was sent is wrong, 401 no token, 403 another site or host, 404 an
+unknown id, 409 someone else saved first, 413 too large, 507 the disk is full. Case ids are opaque ('c3'); names are only ever shown.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import html
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote
+
+import numpy as np
+from fastapi import Body, Depends, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from .. import __version__, io
+from ..core.errors import ResourceError, RunError, UsageError, VesaliusError
+from . import active, measure
+from .events import Hub
+from .export import check_format
+from .jobs import Job, Jobs, sentence
+from .models import Model, Models
+from .monai_label import add_routes
+from .security import Gate, Guard, cookie_name, new_token
+from .sessions import Sessions, prompts_from, state_of
+from .store import STATUSES, Conflict, Entry, Missing, Project
+from .wire import decode_mask, encode
+from .work import Desk, in_folder
+
+PAGE = Path(__file__).parent / "page"
+MASK = "application/gzip"
+
+
+class Given(BaseModel):
+    """A body: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Slice(Given):
+    axis: Literal[0, 1, 2]
+    index: int = Field(ge=0)
+
+
+class NewSession(Given):
+    case: str
+    model: str
+    window: tuple[float, float] | None = None
+    slice: Slice | None = None
+
+
+class Asking(Given):
+    object: str = Field("", max_length=100)
+    prompts: list[dict[str, Any]] = Field(min_length=1, max_length=256)
+    slice: Slice | None = None
+
+
+class NewStatus(Given):
+    status: str
+
+
+class NewComment(Given):
+    text: str
+
+
+class NewRun(Given):
+    model: str
+
+
+class Propagation(Given):
+    object: str
+    from_: int = Field(alias="from", ge=0)
+    axis: Literal[0, 1, 2]
+    version: str | None = None
+    model: str = "lite-medsam"
+
+
+class Interpolation(Given):
+    label: str
+    axis: Literal[0, 1, 2]
+    version: str | None = None
+
+
+class Training(Given):
+    method: str = "unet"
+    minutes: float | None = Field(None, gt=0, le=24 * 60)
+    iterations: int | None = Field(None, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Exporting(Given):
+    format: str
+    cases: list[str] | None = None
+    status: str | None = None
+
+
+def user_of(x_user: Annotated[str | None, Header()] = None) -> str:
+    """Who works here: the header X-User (percent-encoded), else the account the server runs under."""
+    name = unquote(x_user or "").strip()[:60]
+    return "".join(c for c in name if c.isprintable()) or _account()
+
+
+User = Annotated[str, Depends(user_of)]
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "someone"
+
+
+def create_app(
+    project: Project,
+    *,
+    guard: Guard | None = None,
+    models: Models | None = None,
+    page: Path = PAGE,
+) -> FastAPI:
+    """The application for an open project. ``guard`` holds the token (None: a new one); ``page`` is the built page's folder."""
+    guard, models, hub = guard or Guard(new_token()), models or Models(project), Hub()
+    sessions = Sessions(project, models)
+    jobs = Jobs(lambda job: hub.publish("job", **job.to_json()))
+    desk = Desk(project, models, sessions)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        jobs.close()
+        sessions.close()
+
+    app = FastAPI(title="Vesalius annotator", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.guard, app.state.desk, app.state.jobs, app.state.hub = guard, desk, jobs, hub
+    app.add_middleware(Gate, guard=guard, public=_public(page))
+    _add_errors(app)
+    _add_project(app, desk)
+    _add_cases(app, desk, hub)
+    _add_masks(app, desk, hub)
+    _add_sessions(app, desk)
+    _add_jobs(app, desk, jobs, hub)
+    add_routes(app, desk, jobs, guard)
+    _add_page(app, guard, hub, page)
+    return app
+
+
+def _public(page: Path) -> tuple[str, ...]:
+    """What the browser may fetch before it signed in: the page's own files."""
+    names = [f"/{p.name}" for p in page.glob("*") if p.is_file()] if page.is_dir() else []
+    return ("/assets/", *names)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------- errors
+def _add_errors(app: FastAPI) -> None:
+    def refused(status: int, error: str, fix: str | None = None, **more: Any) -> JSONResponse:
+        return JSONResponse({"error": error, "fix": fix, **more}, status)
+
+    @app.exception_handler(VesaliusError)
+    async def _(_: Request, error: VesaliusError) -> JSONResponse:
+        if isinstance(error, Conflict):
+            return refused(409, sentence(error), error.fix, version=error.head, yours=error.yours)
+        kinds = ((Missing, 404), (ResourceError, 507), (RunError, 409))
+        return refused(next((status for kind, status in kinds if isinstance(error, kind)), 400), sentence(error), error.fix)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"] if p != "body")
+        return refused(400, f"What was sent is not understood: {where[:80]}: {first['msg']}.")
+
+    @app.exception_handler(HTTPException)
+    async def _(_: Request, error: HTTPException) -> JSONResponse:
+        return refused(error.status_code, f"{error.detail}.")
+
+    @app.exception_handler(MemoryError)
+    async def _(_: Request, error: MemoryError) -> JSONResponse:
+        return refused(507, "There is not enough memory for this.", "close other programs, or use a smaller image")
+
+    @app.exception_handler(Exception)
+    async def _(_: Request, error: Exception) -> JSONResponse:
+        return refused(500, f"This should not have happened: {type(error).__name__}.", "try again, and please report it")
+
+
+# ---------------------------------------------------------------------------------------------------------------------------- project
+def _add_project(app: FastAPI, desk: Desk) -> None:
+    project = desk.project
+
+    @app.get("/api/project")
+    def _(user: User) -> dict:
+        entries = project.entries()
+        return {
+            "name": project.manifest.name,
+            "version": __version__,
+            "dims": min(project.manifest.dims, 3),
+            "labels": [asdict(x) for x in project.labels],
+            "models": [m.to_json() for m in desk.models.list()],
+            "statuses": STATUSES,
+            "user": user,
+            "cases": len(entries),
+            "counts": {s: sum(e.status == s for e in entries) for s in STATUSES},
+        }
+
+    @app.put("/api/labels")
+    def _(labels: Annotated[list[dict[str, Any]], Body(max_length=1000)]) -> list[dict]:
+        return [asdict(x) for x in project.set_labels(labels)]
+
+    @app.get("/api/next")
+    def _(strategy: str = "order") -> dict:
+        return {"case": active.next_case(project.entries(), strategy, project.read, desk.pictures)}
+
+
+def _summary(desk: Desk, entry: Entry) -> dict:
+    grid = desk.project.glance(entry)
+    record = {"id": entry.id, "name": entry.name, "status": entry.status, "latest": entry.head, "updated": entry.updated}
+    record |= {"priority": entry.priority, "channels": list(desk.project.channels(entry)), "dims": min(desk.project.manifest.dims, 3)}
+    return record | {"shape": list(grid.shape) if grid else None, "spacing": list(grid.spacing) if grid else None}
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ cases
+def _add_cases(app: FastAPI, desk: Desk, hub: Hub) -> None:
+    project = desk.project
+
+    @app.get("/api/cases")
+    def _() -> list[dict]:
+        return [_summary(desk, e) for e in project.entries()]
+
+    @app.get("/api/cases/{case}")
+    def _(case: str) -> dict:
+        grid, entry = project.geometry(case), project.entry(case)
+        versions = [asdict(v) for v in entry.versions]
+        return _summary(desk, entry) | {"geometry": grid.to_json(), "versions": versions, "comments": list(entry.comments)}
+
+    @app.get("/api/cases/{case}/image/{channel}")
+    def _(case: str, channel: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+        return send(image_file(desk, case, channel), if_none_match)
+
+    @app.put("/api/cases/{case}/status")
+    def _(case: str, given: NewStatus) -> dict:
+        project.set_status(case, given.status)
+        hub.publish("status", case=case, status=given.status)
+        return {"status": given.status}
+
+    @app.post("/api/cases/{case}/comments", status_code=201)
+    def _(case: str, given: NewComment, user: User) -> list[dict]:
+        project.comment(case, user, given.text)
+        return list(project.entry(case).comments)
+
+    @app.get("/api/cases/{case}/measure")
+    def _(case: str, version: str | None = None) -> list[dict]:
+        return measure.measure(project.label_map(case, version))
+
+    @app.get("/api/cases/{case}/compare")
+    def _(case: str, a: str, b: str) -> list[dict]:
+        return measure.compare(project.label_map(case, a), project.label_map(case, b))
+
+    @app.get("/api/cases/{case}/compare/map")
+    def _(case: str, a: str, b: str, label: str | None = None) -> Response:
+        value = None if label is None else desk.value_of(label)
+        shown = measure.difference(project.mask(case, a), project.mask(case, b), value)
+        return Response(encode(shown[None], project.geometry(case)), media_type=MASK)
+
+
+def image_file(desk: Desk, case: str, channel: str) -> Path:
+    """The image as it travels, encoded once and kept in the project's cache."""
+    project = desk.project
+    entry = project.entry(case)
+    names = project.channels(entry)
+    if channel not in names:
+        raise Missing("the case has no such image", fix="open the case again")
+    target = project.folder / "cache" / entry.id / f"{names.index(channel)}-{project.stamp(entry, channel)}.nii.gz"
+    if not target.exists():
+        image = project.read(case)
+        if image.lazy:
+            raise UsageError("whole slides cannot be annotated here yet")
+        io.atomic_write_bytes(target, encode(image.images[channel].data, image.images[channel].geometry))
+    return in_folder(target, project.folder)
+
+
+def send(file: Path, known: str | None = None, name: str | None = None) -> Response:
+    """A file of the project with its ETag, or 304."""
+    stat = file.stat()
+    tag = f'"{hashlib.sha256(f"{file.name}{stat.st_mtime_ns}{stat.st_size}".encode()).hexdigest()[:20]}"'
+    headers = {"etag": tag, "cache-control": "private, no-cache"}
+    if known is not None and tag in known:
+        return Response(status_code=304, headers=headers)
+    return FileResponse(file, media_type=MASK, headers=headers, filename=name)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ masks
+def _add_masks(app: FastAPI, desk: Desk, hub: Hub) -> None:
+    project = desk.project
+
+    @app.get("/api/cases/{case}/label")
+    def _(case: str, version: str | None = None, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+        file = project.mask_path(case, version)
+        if project.geometry(case).ndim == 3:
+            return send(in_folder(file, project.folder), if_none_match)
+        return Response(encode(project.mask(case, version)[None], project.geometry(case)), media_type=MASK)
+
+    @app.put("/api/cases/{case}/label", status_code=201)
+    async def _(request: Request, case: str, parent: str, user: User, note: str = "") -> dict:
+        body = await request.body()
+        shape, kind = request.headers.get("x-shape", ""), request.headers.get("x-dtype", "")
+
+        def save() -> str:
+            mask = decode_mask(body, project.geometry(case), project.folder / "uploads", shape, kind)
+            return project.save(case, mask, None if parent == "none" else parent, user=user, origin=_origin(request), note=note[:200]).id
+
+        version = await run_in_threadpool(save)
+        hub.publish("version", case=case, version=version, user=user)
+        return {"version": version}
+
+    @app.get("/api/cases/{case}/reference")
+    def _(case: str) -> Response:
+        label = project.reference(case)
+        if label is None:
+            raise Missing("the data set brings no label for this case that the project's labels can show")
+        return Response(encode(project.to_values(label)[None], label.geometry), media_type=MASK)
+
+    @app.post("/api/cases/{case}/interpolate", status_code=201)
+    def _(case: str, given: Interpolation, user: User) -> dict:
+        mask, value = project.mask(case, given.version), desk.value_of(given.label)
+        filled = measure.interpolate(mask == value, given.axis, project.geometry(case).spacing)
+        new = np.where(filled & (mask == 0), value, mask)
+        parent = given.version or project.entry(case).head
+        version = project.save(case, new, parent, user=user, origin={"kind": "interpolated", "axis": given.axis}).id
+        hub.publish("version", case=case, version=version, user=user)
+        return {"version": version}
+
+
+def _origin(request: Request) -> dict[str, Any]:
+    """What the page says a mask came from, in the headers X-Origin-Kind, X-Origin-Model and X-Origin-Prompts (their number)."""
+    given = {k: request.headers.get(f"x-origin-{k}", "")[:60] for k in ("kind", "model", "prompts")}
+    kind = given["kind"] if given["kind"] in ("manual", "model", "prompts", "interpolated", "propagated") else "manual"
+    origin: dict[str, Any] = {"kind": kind} | ({"model": given["model"]} if given["model"] else {})
+    return origin | ({"prompts": int(given["prompts"])} if given["prompts"].isdecimal() else {})
+
+
+# --------------------------------------------------------------------------------------------------------------------------- sessions
+def _add_sessions(app: FastAPI, desk: Desk) -> None:
+    sessions = desk.sessions
+
+    @app.post("/api/sessions", status_code=201)
+    def _(given: NewSession) -> dict:
+        key = (given.slice.axis, given.slice.index) if given.slice else None
+        session = sessions.start(given.case, given.model, window=given.window, slice=key)
+        return {"session": session.id, "kinds": list(desk.models.get(given.model).kinds), "sliced": session.sliced}
+
+    @app.get("/api/sessions/{session}")
+    def _(session: str) -> dict:
+        return state_of(sessions.get(session))
+
+    @app.post("/api/sessions/{session}/prompts")
+    def _(session: str, given: Asking) -> dict:
+        found = sessions.get(session)
+        key = (given.slice.axis, given.slice.index) if given.slice else None
+        return found.ask(given.object, prompts_from(given.prompts, found.case.geometry), key)
+
+    @app.post("/api/sessions/{session}/undo")
+    def _(session: str) -> dict:
+        return {"objects": sessions.get(session).undo()}
+
+    @app.post("/api/sessions/{session}/redo")
+    def _(session: str) -> dict:
+        return {"objects": sessions.get(session).redo()}
+
+    @app.delete("/api/sessions/{session}", status_code=204)
+    def _(session: str) -> None:
+        sessions.end(session)
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- jobs
+def _add_jobs(app: FastAPI, desk: Desk, jobs: Jobs, hub: Hub) -> None:
+    project = desk.project
+
+    def told(job: Job, case: str, user: str, result: dict) -> dict:
+        hub.publish("version", case=case, version=result["version"], user=user)
+        return result
+
+    @app.post("/api/cases/{case}/run", status_code=202)
+    def _(case: str, given: NewRun, user: User) -> dict:
+        project.entry(case)
+        model: Model = desk.models.get(given.model)
+        if model.kinds:
+            raise UsageError("this model answers to prompts", found=model.id, fix="start a session with it")
+        return {"job": jobs.start("run", lambda job: told(job, case, user, desk.run(job, case, model.id, user))).id}
+
+    @app.post("/api/cases/{case}/propagate", status_code=202)
+    def _(case: str, given: Propagation, user: User) -> dict:
+        project.mask_path(case, given.version)
+        desk.value_of(given.object)
+        desk.models.get(given.model)
+
+        def work(job: Job) -> dict:
+            done = desk.propagate(job, case, given.model, given.object, given.version, given.from_, given.axis, user)
+            return told(job, case, user, done)
+
+        return {"job": jobs.start("propagate", work).id}
+
+    @app.post("/api/train", status_code=202)
+    def _(given: Training) -> dict:
+        from .. import catalog
+
+        catalog.coerce(given.method, given.options)  # refuse what cannot be before anything is written
+        return {"job": jobs.start("train", lambda job: desk.train(job, given.method, given.minutes, given.iterations, given.options)).id}
+
+    @app.post("/api/export", status_code=202)
+    def _(given: Exporting) -> dict:
+        check_format(given.format)
+        chosen = [project.entry(c) for c in given.cases] if given.cases is not None else project.entries()
+        chosen = [e for e in chosen if given.status in (None, e.status)]
+        return {"job": jobs.start("export", lambda job: desk.export(job, given.format, chosen)).id}
+
+    @app.get("/api/jobs")
+    def _() -> list[dict]:
+        return [job.to_json() for job in jobs.list()]
+
+    @app.get("/api/jobs/{job}")
+    def _(job: str) -> dict:
+        return jobs.get(job).to_json()
+
+    @app.delete("/api/jobs/{job}")
+    def _(job: str) -> dict:
+        return jobs.cancel(job).to_json()
+
+    @app.get("/api/jobs/{job}/file")
+    def _(job: str) -> Response:
+        found = jobs.get(job)
+        if found.file is None or not found.file.exists():
+            raise Missing("this job has no file")
+        return send(in_folder(found.file, project.folder), name=f"vesalius-{found.kind}.zip")
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- page
+def _add_page(app: FastAPI, guard: Guard, hub: Hub, page: Path) -> None:
+    @app.get("/open", include_in_schema=False)
+    def _(request: Request, token: Annotated[str, Query(max_length=200)] = "") -> Response:
+        if not guard.accepts(token):
+            return JSONResponse({"error": "sign in with the link that was printed", "fix": None}, guard.refused())
+        answer = RedirectResponse("/", 303, headers={"cache-control": "no-store"})
+        answer.set_cookie(cookie_name(request.headers.get("host", "")), guard.cookie, httponly=True, samesite="strict", path="/")
+        return answer
+
+    @app.get("/api/events")
+    async def _(user: User) -> StreamingResponse:
+        return StreamingResponse(hub.stream(user), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+    @app.get("/docs", include_in_schema=False)
+    def _() -> HTMLResponse:
+        return HTMLResponse(_reference(app.openapi()))
+
+    if (page / "index.html").exists():
+        app.mount("/", StaticFiles(directory=page, html=True, follow_symlink=False), name="page")
+    else:
+
+        @app.get("/", include_in_schema=False)
+        def _() -> HTMLResponse:
+            return HTMLResponse("<!doctype html><title>Vesalius</title><p>The page was not built: run <code>make setup</code>.</p>")
+
+
+def _reference(schema: Mapping[str, Any]) -> str:
+    """The OpenAPI description as one plain page; /openapi.json is the same for programs."""
+    rows = []
+    for path, verbs in schema["paths"].items():
+        for verb, what in verbs.items():
+            given = ", ".join(p["name"] for p in what.get("parameters", ()) if p["in"] != "header")
+            rows.append(f"<tr><td>{verb.upper()}</td><td><code>{html.escape(path)}</code></td><td>{html.escape(given)}</td></tr>")
+    return (
+        "<!doctype html><title>Vesalius annotator: REST</title><h1>REST</h1>"
+        f"<p><a href='/openapi.json'>openapi.json</a></p><table>{''.join(rows)}</table>"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------------------ serving
+def serve(
+    data: str | Path | list[str], *, project: Path | None = None, model: str | None = None, host: str = "127.0.0.1", port: int = 8421
+) -> None:
+    """Open the data in a project folder (default: ``vesalius-project`` here) and serve it until Ctrl-C; prints the link once."""
+    import uvicorn
+
+    from ..engine.record import Lock
+    from .models import add_model
+    from .store import manifest_of
+
+    folder = Path(project or "vesalius-project")
+    manifest = manifest_of(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Lock(folder):
+        opened = Project(folder, manifest)
+        if model is not None:
+            add_model(opened, model)
+        guard = Guard(new_token())
+        guard.hosts = guard.hosts | ({host} if host not in ("0.0.0.0", "::") else set())
+        shown = f"[{host}]" if ":" in host else host
+        print(f"{manifest.name}: {len(manifest)} cases. Open http://{shown}:{port}/open?token={guard.token}", flush=True)
+        limits = {"limit_concurrency": 128, "timeout_keep_alive": 10, "h11_max_incomplete_event_size": 65536}
+        try:
+            uvicorn.run(create_app(opened, guard=guard), host=host, port=port, access_log=False, log_level="warning", **limits)
+        finally:
+            opened.close()

@@ -1,0 +1,54 @@
+"""Server-sent events: what changes is told to every open page."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+HEARTBEAT = 15.0
+_WAITING = 256  # events that a slow page may be behind; then the oldest go
+
+
+class Hub:
+    """``publish`` from any thread; ``stream`` for a page."""
+
+    def __init__(self):
+        self.pages: dict[asyncio.Queue, tuple[asyncio.AbstractEventLoop, str]] = {}
+        self.lock = threading.Lock()
+
+    def publish(self, event: str, **data: Any) -> None:
+        with self.lock:
+            pages = list(self.pages.items())
+        for queue, (loop, _) in pages:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_put, queue, f"event: {event}\ndata: {json.dumps(data)}\n\n")
+
+    def users(self) -> list[str]:
+        with self.lock:
+            return sorted(user for _, user in self.pages.values())
+
+    async def stream(self, user: str) -> AsyncIterator[str]:
+        """Text of events as they come, a comment now and then so that a dead connection is noticed."""
+        queue: asyncio.Queue = asyncio.Queue(_WAITING)
+        with self.lock:
+            self.pages[queue] = asyncio.get_running_loop(), user
+        try:
+            self.publish("presence", users=self.users())
+            while True:
+                try:
+                    yield await asyncio.wait_for(queue.get(), HEARTBEAT)
+                except TimeoutError:
+                    yield ": still here\n\n"
+        finally:
+            with self.lock:
+                self.pages.pop(queue, None)
+            self.publish("presence", users=self.users())
+
+
+def _put(queue: asyncio.Queue, text: str) -> None:
+    if queue.full():
+        queue.get_nowait()
+    queue.put_nowait(text)

@@ -1,0 +1,128 @@
+"""The models of a project: zero-shot methods by slug, and trained runs. At most two are held in memory."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import catalog
+from ..core.case import Case
+from ..core.errors import RunError, UsageError, VesaliusError
+from ..core.manifest import Manifest
+from ..core.method import Method
+from ..core.plan import Plan
+from ..engine import api
+from .store import Missing, Project
+
+ZERO_SHOT = ("lite-medsam",)
+_HELD = 2
+_ALL = ("box", "lasso", "mask", "point", "scribble")
+
+
+@dataclass(frozen=True)
+class Model:
+    """``kinds``: the prompts it takes; none: it answers by itself. ``dims``: what it looks at; a 2D one sees volumes slice by slice."""
+
+    id: str
+    title: str
+    kinds: tuple[str, ...]
+    dims: tuple[int, ...]
+    run: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id, "title": self.title, "kinds": list(self.kinds), "dims": list(self.dims), "trained": self.run is not None}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    method: Method
+    plan: Plan
+    zero_shot: bool
+
+
+Build = Callable[[Case, int], Loaded]  # of a case, and the dimensions that are looked at
+
+
+class Models:
+    """``built``: further models by id, (what it is, how it is made)."""
+
+    def __init__(self, project: Project, built: Mapping[str, tuple[Model, Build]] | None = None):
+        self.project, self.built = project, dict(built or {})
+        self.held: OrderedDict[Any, Loaded] = OrderedDict()
+        self.lock = threading.RLock()
+
+    def list(self) -> list[Model]:
+        """Those that can be used; a run whose folder is gone is left out."""
+        known = [m for m, _ in self.built.values()] + [_of_card(slug) for slug in ZERO_SHOT]
+        for id, title, run in self.project.runs():
+            try:
+                known.append(_of_run(id, title, run))
+            except VesaliusError:
+                continue
+        return known
+
+    def get(self, id: str) -> Model:
+        found = next((m for m in self.list() if m.id == id), None)
+        if found is None:
+            raise Missing("there is no such model", fix="train one, or choose another of the list")
+        return found
+
+    def load(self, id: str, case: Case) -> Loaded:
+        """The model, ready for images like this case's. Raises Missing, RunError, or DataError and UsageError (weights)."""
+        model = self.get(id)
+        dims = case.geometry.ndim if case.geometry.ndim in model.dims else model.dims[0]
+        channels = tuple((n, 1 if case.lazy else len(i.data)) for n, i in case.images.items())
+        key = (id, dims, channels if model.run is None else ())
+        with self.lock:
+            if key not in self.held:
+                self.held[key] = self._load(model, case, dims)
+                while len(self.held) > _HELD:
+                    self.held.popitem(last=False)
+            self.held.move_to_end(key)
+            return self.held[key]
+
+    def _load(self, model: Model, case: Case, dims: int) -> Loaded:
+        if model.id in self.built:
+            return self.built[model.id][1](case, dims)
+        if model.run is not None:
+            trained = api.open_run(model.run)
+            return Loaded(trained.method, trained.plan, False)
+        names, labels = tuple(case.images), dict(zip(self.project.names, self.project.values, strict=True))
+        plan = Plan(dims, names, sum(len(i.data) for i in case.images.values()), self.project.names)
+        manifest = Manifest(self.project.manifest.name, self.project.manifest.root, dims, names, labels, ())
+        method = catalog.build(model.id, plan, manifest)
+        return Loaded(method, method.plan, True)  # its own plan: the grid and intensities that its weights expect
+
+
+def prompts_of(slug: str) -> tuple[str, ...]:
+    """The kinds of prompts that a card takes; a lasso is understood by whoever takes any."""
+    kinds = {field.partition(":")[2] for field in catalog.get(slug).takes if field.startswith("prompts:")} - {""}
+    return tuple(k for k in _ALL if k in kinds or (kinds and k == "lasso"))
+
+
+def _of_card(slug: str) -> Model:
+    card = catalog.get(slug)
+    return Model(slug, card.title.partition(":")[0], prompts_of(slug), tuple(card.dims))
+
+
+def _of_run(id: str, title: str, run: Path) -> Model:
+    try:
+        record, plan = (json.loads((run / name).read_text()) for name in ("run.json", "plan.json"))
+        return Model(id, title, prompts_of(record["method"]), (int(plan["dims"]),), run)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError("the run cannot be read", where=run) from error
+
+
+def add_model(project: Project, model: str) -> str:
+    """``--model``: a zero-shot slug as it is, or a run folder, which the project then knows; the model's id."""
+    if model in ZERO_SHOT:
+        return model
+    if (Path(model) / "run.json").exists():
+        slug = _of_run("", "", Path(model)) and json.loads((Path(model) / "run.json").read_text())["method"]
+        return project.add_run(model, f"{slug}, {Path(model).resolve().name}")
+    raise UsageError("no such model", where="--model", found=model, allowed=f"a run folder or {', '.join(ZERO_SHOT)}")

@@ -1,0 +1,110 @@
+"""What the annotator's jobs do: run a model, carry a mask on, train, export. Each takes a ``Job`` it tells its progress to."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import DataError, UsageError
+from ..engine.infer import infer
+from . import active, export
+from .jobs import Job, train_apart
+from .models import Models
+from .sessions import Embeddings, Prompted, Sessions, propagate
+from .store import Conflict, Entry, Project, Version
+
+
+@dataclass
+class Desk:
+    """A project with what works on it."""
+
+    project: Project
+    models: Models
+    sessions: Sessions
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def run(self, job: Job, case: str, model: str, user: str) -> dict:
+        """A model's own answer as a new version; of an untouched case it is the draft to start from. The result names the version."""
+        if self.models.get(model).kinds:
+            raise UsageError("this model answers to prompts", found=model, fix="start a session with it")
+        job.say(0.05, "reading")
+        image, parent = self.project.read(case), self.project.entry(case).head
+        loaded = self.models.load(model, image)
+        job.say(0.2, "predicting")
+        answer = infer(loaded.method, image, loaded.plan, probability=True)
+        if answer.label is None:
+            raise DataError("this model gives no masks")
+        doubt = active.uncertainty(answer)
+        if doubt is not None:
+            self.project.set_priority(case, doubt)
+        job.say(0.9, "saving")
+        return self.keep(case, self.project.to_values(answer.label), parent, user, {"kind": "model", "model": model})
+
+    def keep(self, case: str, mask: np.ndarray, parent: str | None, user: str, origin: Mapping[str, Any]) -> dict:
+        """Save what a job made; where somebody saved meanwhile it stands beside theirs."""
+        try:
+            version: Version = self.project.save(case, mask, parent, user=user, origin=origin)
+            return {"version": version.id, "conflict": False}
+        except Conflict as beside:
+            return {"version": beside.yours, "conflict": True}
+
+    def propagate(self, job: Job, case: str, model: str, object: str, version: str | None, start: int, axis: int, user: str) -> dict:
+        """One structure carried on from its mask in slice ``start``; other structures keep their voxels."""
+        image = self.project.read(case)
+        if image.geometry.ndim != 3 or axis not in (0, 1, 2) or not 0 <= start < image.geometry.shape[axis]:
+            raise UsageError("there is no such slice", found=f"axis {axis}, slice {start}")
+        value = self.value_of(object)
+        mask = self.project.mask(case, version)
+        session = Prompted(secrets.token_hex(8), image, case, model, self.models.load(model, image), None, Embeddings(0))
+        new = propagate(session, mask == value, start, axis, job.say)
+        out = np.where(new & (mask == 0), value, mask)
+        parent = version or self.project.entry(case).head
+        return self.keep(case, out, parent, user, {"kind": "propagated", "model": model, "from": start, "axis": axis})
+
+    def value_of(self, label: str) -> int:
+        for known in self.project.labels:
+            if known.name == label:
+                return known.value
+        raise UsageError("there is no such label", found=label[:100], allowed=", ".join(x.name for x in self.project.labels))
+
+    def export(self, job: Job, format: str, entries: Sequence[Entry]) -> dict:
+        """The archive becomes the job's file."""
+        folder = self.project.folder / "exports" / f"{format}-{secrets.token_hex(4)}"
+        job.file = export.export(self.project, format, entries, folder, job.say)
+        return {"cases": sum(e.head is not None for e in entries), "bytes": job.file.stat().st_size}
+
+    def train(self, job: Job, method: str, minutes: float | None, iterations: int | None, options: Mapping[str, Any] | None) -> dict:
+        """Train on the cases that are done, in a process of its own; the run becomes a model of the project. The result names both."""
+        done = [e for e in self.project.entries() if e.status in ("done", "reviewed") and e.head is not None]
+        if not done:
+            raise DataError("no case is done yet", fix="mark the cases that the model may learn from as done")
+        name = f"{method}-{secrets.token_hex(4)}"
+        data, out = self.project.folder / "datasets" / name, self.project.folder / "runs" / name
+        export.as_dataset(self.project, done, data, lambda share, text: job.say(0.1 * share, text))
+        request = {"method": method, "data": str(data), "out": str(out), "minutes": minutes, "iterations": iterations}
+        job.say(0.1, "training")
+        result = train_apart(_Part(job, 0.1), {**request, "options": dict(options or {})})
+        model = self.project.add_run(out, f"{method}, {len(done)} cases")
+        return {"model": model, "cases": len(done), **result}
+
+
+class _Part:
+    """A job seen from a step that makes up its rest, from ``low`` on."""
+
+    def __init__(self, job: Job, low: float):
+        self.job, self.low, self.stop = job, low, job.stop
+
+    def say(self, fraction: float, text: str = "") -> None:
+        self.job.say(self.low + (1 - self.low) * fraction, text)
+
+
+def in_folder(file: Path, folder: Path) -> Path:
+    """``file``, if it really lies in ``folder``, links followed. Raises DataError."""
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise DataError("the file does not lie in the project")
+    return file
