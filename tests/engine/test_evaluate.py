@@ -264,7 +264,14 @@ def test_ctrl_c_ends_parent_and_workers(folders):
     )
     script = folders[0].parent / "run.py"
     script.write_text(code)
-    child = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     assert child.stdout.readline() == "scored\n"
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does: the whole group
     out, err = child.communicate(timeout=60)

@@ -553,6 +553,10 @@ def _in_workers(job: _Job, ids: Sequence[str], workers: int) -> Iterator[tuple[l
             found=f"while at one of {', '.join(i for i, _ in list(waiting)[: workers + 1])}",
             fix="say --workers 0, or use a machine with more memory",
         ) from None
+    except KeyboardInterrupt:  # a worker that is still starting would be waited for
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
