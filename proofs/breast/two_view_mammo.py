@@ -24,7 +24,7 @@ from vesalius.methods.breast.two_view_mammo import ViewClassifier
 from vesalius.metrics import pool
 from vesalius.metrics.score import score_prediction
 
-PHANTOM = "phantom:mammogram?cases=200,1,150"
+PHANTOM = "phantom:mammogram?cases=200,1,150&seed=1"
 CROPS = "../shared/data/2d/mini_mias_roi"
 SMALL = {"size": (96, 72), "tile": 32, "width": 0.25, "depth": 0.3, "stride": 8, "drop_path": 0.0, "blocks": 1, "lr": 2e-3}
 ARMS = {"average": (0.5, 0.5, 0.0), "from scratch": (0.0, 0.0, 1.0), "two-view-mammo": (0.5, 0.25, 0.25)}
