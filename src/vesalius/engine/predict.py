@@ -14,25 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import catalog
 from ..core.case import Case, Query
 from ..core.errors import DataError, ResourceError, UsageError
-from ..core.geometry import Geometry
 from ..core.manifest import Manifest
 from ..core.method import Method
 from ..core.plan import Plan
 from ..core.prediction import Prediction
-from ..io import header, write_displacement, write_image, write_labels
-from ..io.files import WRITABLE
-from ..io.wsi import is_slide, write_geojson
 from ..methods.learned import LearnedMethod
-from ..ops.polygons import annotations
 from . import checkpoint
+from .answers import Answers, Masks, answers_of, beside, kind_of
 from .fit import Interrupted
 from .infer import accelerate_if_worth_it, can_be_cut, infer, infer_in_blocks, middle, need_gib
 from .inputs import Job, jobs_of, paired
 from .progress import Progress
-from .record import Ledger, read_json, write_json
+from .record import Ledger, read_json
 from .runs import Trained, open_run, out_of_memory, reader
 
 
@@ -70,10 +65,9 @@ def predict(
     """
     progress = progress or Progress(quiet=True)
     trained = run if isinstance(run, Trained) else open_run(run, device=device)
-    if format is not None and format not in (endings := _endings(trained.plan.dims)):
-        raise UsageError("predictions are not written as this", where="--format", found=format, allowed=", ".join(endings))
+    kind = answers_of(trained.record["method"], trained.manifest)
+    kind.check(trained.plan.dims, format, probability)
     if trained.method.unit == "pair":
-        _check_fields(format, probability)
         jobs = paired(inputs, pairs, trained.plan, trained.manifest, reader, split=split, progress=progress)
     elif pairs is not None:
         raise UsageError("pairs are for registration, and this model answers single cases", where="--pairs", fix="leave --pairs out")
@@ -81,34 +75,29 @@ def predict(
         jobs = jobs_of(inputs, trained.plan, trained.manifest, reader, split=split, progress=progress)
     if not jobs:
         raise UsageError("nothing to predict", found="no input file or case")
-    asked = _takes(trained.record["method"], "queries")
-    if asked and probability:
-        raise UsageError("the scores of expressions are in <case>.json", where="--probability", fix="leave --probability out")
     if texts:
-        if not asked:
+        if not isinstance(kind, Masks):
             raise UsageError("this model takes no expressions", where="--text", found=trained.record["method"], fix="leave --text out")
         jobs = [replace(job, read=partial(_asked, job.read, tuple(texts))) for job in jobs]
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with _mirroring(trained, tta) as plan:
-        return _predict(replace(trained, plan=plan), jobs, out, format, probability, overwrite, backend, seed, progress, texts)
+        return _predict(replace(trained, plan=plan), kind, jobs, out, format, probability, overwrite, backend, seed, progress, texts)
 
 
 def _predict(
-    trained: Trained, jobs: Sequence[Job], out: Path, format, probability, overwrite, backend, seed, progress, texts: Sequence[str] = ()
+    trained: Trained, kind: Answers, jobs: Sequence[Job], out: Path, format, probability, overwrite, backend, seed, progress, texts
 ) -> list[Path]:
-    ledger, failed, fields = Ledger(out, _identity(trained, seed, texts)), [], trained.method.unit == "pair"
-    asked = _takes(trained.record["method"], "queries")
-    maps = _gives_maps(trained.record["method"]) and not asked
+    ledger, failed = Ledger(out, _identity(trained, seed, texts)), []
     todo: dict[Path, Job] = {}
     for job in jobs:
-        target = out / f"{job.name}{(format or job.ending) if maps or fields else '.json'}"
+        target = out / f"{job.name}{kind.ending(job, format)}"
         if target in todo:
             fix = "predict them into different folders"
             failed.append(str(DataError("two inputs have the same name", where=job.where, found=todo[target].where, fix=fix)))
         else:
             todo[target] = job
-    kept = [t for t in todo if not overwrite and ledger.wrote(t) and (not probability or _beside(t).exists())]
+    kept = [t for t in todo if not overwrite and ledger.wrote(t) and (not probability or beside(t, "probability").exists())]
     written = set(kept)
     left = {t: job for t, job in todo.items() if t not in written}
     if kept:
@@ -121,28 +110,14 @@ def _predict(
                 raise Interrupted("interrupted; what was predicted is kept", where=out, fix="give the same command again to go on")
             try:
                 _may_write(target, job, overwrite or ledger.wrote(target))
-                new = not target.exists()
                 answer = _answer(trained, job, seed=seed, probability=probability, progress=progress)
-                for note in answer.notes:
+                for note in (*answer.notes, *kind.left_out(answer)):
                     progress.say(f"{job.name}: {note}")
-                if new:
-                    ledger.add(target)  # beforehand, so that a file of ours is never taken for another's
-                if fields:
-                    _write_field(target, answer, trained.manifest, progress)
-                elif maps:
-                    data, grid = np.asarray(answer.label.data), answer.label.geometry
-                    write_labels(target, data, grid, values=trained.manifest.values, names=trained.manifest.names)
-                    _write_images(target, answer, trained.record["method"])
-                    if job.files and is_slide(job.files[0]):
-                        _outline(target, answer, header(job.files[0], spacing=trained.manifest.spacing_mm)[1])
-                else:
-                    if asked:
-                        _write_masks(target.with_suffix(""), answer, format or job.ending)
-                    write_json(target, {"text": dict(answer.text), "table": dict(answer.table), "notes": list(answer.notes)})
-                if not new:
-                    ledger.add(target)
-                if probability and answer.probability is not None:
-                    write_image(_beside(target), np.asarray(answer.probability.data), answer.probability.geometry)
+                files = kind.files(target, answer, job, format, probability)
+                for path in files:
+                    _may_write(path, job, overwrite or ledger.wrote(path))
+                for path, write in files.items():
+                    _write(path, write, ledger)
                 written.add(target)
             except (DataError, ResourceError) as e:
                 failed.append(str(e))
@@ -157,68 +132,26 @@ def _predict(
     return [t for t in todo if t in written]
 
 
-def _gives_maps(method: str) -> bool:
-    """Whether a method answers with label maps; the answers of others (texts, columns of the table) are written as JSON."""
-    return method not in catalog.cards() or bool({"labels", "probability"} & set(catalog.get(method).gives))
+def _write(path: Path, write: Callable[[], object], ledger: Ledger) -> None:
+    """A new file is entered beforehand, so that one of ours is never taken for another's; what stood there, once it is replaced."""
+    path.parent.mkdir(exist_ok=True)
+    new = not path.exists()
+    if new:
+        ledger.add(path)
+    write()
+    if not new:
+        ledger.add(path)
 
 
-def _takes(method: str, field: str) -> bool:
-    return method in catalog.cards() and field in catalog.get(method).takes
+def answers(run: str | Path) -> str:
+    """What a run's predictions are called."""
+    return kind_of(read_json(Path(run) / "run.json")["method"]).noun
 
 
 def _asked(read: Callable[[], Case], texts: Sequence[str]) -> Case:
     """The case with further expressions."""
     case = read()
     return case.with_(queries=(*case.queries, *(Query(f"text{n}", text) for n, text in enumerate(texts, 1))))
-
-
-def _write_masks(folder: Path, answer: Prediction, ending: str) -> None:
-    """One label file an expression, 255 where it is meant."""
-    folder.mkdir(exist_ok=True)
-    label, data = answer.label, np.asarray(answer.label.data)
-    names, masks = (label.names, data) if label.overlapping else (label.names[1:], [data])
-    for name, mask in zip(names, masks, strict=True):
-        write_labels(folder / f"{name}{ending}", (np.asarray(mask) > 0).astype(np.uint8), label.geometry, values=(0, 255))
-
-
-def _write_images(target: Path, answer: Prediction, method: str) -> None:
-    """The images that a method's card says it gives ('images:pseudo MR'), beside the label file, on their own grids."""
-    gives = catalog.get(method).gives if method in catalog.cards() else ()
-    for name in (g.removeprefix("images:") for g in gives if g.startswith("images:")):
-        if name in answer.images:
-            image = answer.images[name]
-            write_image(_beside(target, name.replace(" ", "_")), np.asarray(image.data), image.geometry)
-
-
-def answers(run: str | Path) -> str:
-    """What a run's predictions are called."""
-    slug = read_json(Path(run) / "run.json")["method"]
-    return "displacement fields" if slug in catalog.cards() and "displacement" in catalog.get(slug).gives else "label files"
-
-
-def _check_fields(format: str | None, probability: bool) -> None:
-    """Refuses what a displacement field cannot be."""
-    if format not in (None, ".nii", ".nii.gz"):
-        raise UsageError("displacement fields are not written as this", where="--format", found=format, allowed=".nii.gz, .nii")
-    if probability:
-        raise UsageError("a registration has no class probabilities", where="--probability", fix="leave --probability out")
-
-
-def _write_field(target: Path, answer: Prediction, manifest: Manifest, progress: Progress) -> None:
-    """The displacement, and beside it the moving image and labels as it lays them on the fixed grid."""
-    kind = _kind(target)
-    warped = {k.removeprefix("warped:"): v for k, v in answer.images.items() if k.startswith("warped:")}
-    for name, image in warped.items():
-        data, what = np.asarray(image.data), "warped" if len(warped) == 1 else f"warped_{name}"
-        holds = image.geometry.ndim == 3 or len(data) == 1  # a 2D NIfTI has one channel
-        write_image(_beside(target, what, kind if holds else ".npz"), data, image.geometry)
-    for name, label in answer.labels.items():
-        data, what = np.asarray(label.data), "labels" if len(answer.labels) == 1 else f"labels_{name}"
-        if label.overlapping or data.min() < 0 or label.names != manifest.names:
-            progress.say(f"{target.name}: the moving label map '{name}' is no map of the model's classes and was not written")
-            continue
-        write_labels(_beside(target, what), data, label.geometry, values=manifest.values, names=manifest.names)
-    write_displacement(target, np.asarray(answer.displacement.data), answer.displacement.geometry)
 
 
 @contextmanager
@@ -239,20 +172,6 @@ def _stopping(progress: Progress) -> Iterator[Callable[[], bool]]:
     finally:
         for s, handler in old.items():
             signal.signal(s, handler)
-
-
-def _endings(dims: int) -> tuple[str, ...]:
-    flat = (".png", ".tif")
-    return tuple(e for e in WRITABLE if (dims == 2 or e not in flat))
-
-
-def _beside(target: Path, what: str = "probability", kind: str = ".nii.gz") -> Path:
-    """Where what goes with a label file or field is written."""
-    return target.with_name(f"{target.name.removesuffix(_kind(target))}_{what}{kind}")
-
-
-def _kind(target: Path) -> str:
-    return next(e for e in WRITABLE if target.name.endswith(e))
 
 
 def _may_write(target: Path, job: Job, overwrite: bool) -> None:
@@ -321,13 +240,6 @@ def _accelerate(trained: Trained, jobs: Sequence[Job], backend: str, progress: P
         return
     if choice:
         progress.say(f"inference: {choice['backend']} {choice['precision']} (agreement {choice['agreement']:.4f} with torch fp32)")
-
-
-def _outline(target: Path, answer: Prediction, geometry: Geometry) -> None:
-    """A slide's polygons beside its label file, as QuPath reads them, in the slide's finest pixels."""
-    found, ids = answer.label, answer.instances
-    parts, names = annotations(found.data, found.geometry, found.names, None if ids is None else ids.data)
-    write_geojson(target.with_suffix(".geojson"), parts, geometry, names)
 
 
 def _answer(trained: Trained, job: Job, *, seed: int, probability: bool, progress: Progress) -> Prediction:
