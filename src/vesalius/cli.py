@@ -237,7 +237,7 @@ def datasets_show(name: str, as_json: Json = False) -> None:
     """What a built-in phantom or a layout holds, and its options."""
     from .datasets import available
 
-    rows = {row["name"]: row for row in available()}
+    rows, name = {row["name"]: row for row in available()}, name.removeprefix("phantom:").partition("?")[0]
     if name not in rows:
         raise UsageError(f"no built-in dataset '{name}'", fix=nearest(name, rows))
     row = rows[name]
