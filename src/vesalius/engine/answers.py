@@ -155,14 +155,14 @@ class Fields(Answers):
 
 def answers_of(method: str, manifest: Manifest) -> Answers:
     """How the answers of a method, trained on such data, are written."""
-    return kind_of(method)(manifest, catalog.cards().get(method))
+    return kind_of(method, manifest.dims)(manifest, catalog.cards().get(method))
 
 
-def kind_of(method: str) -> type[Answers]:
-    """The kind of answer that a method's card tells; a method without a card answers with label maps."""
+def kind_of(method: str, dims: int) -> type[Answers]:
+    """The kind of answer that a method's card tells; a method without a card answers images with label maps."""
     card = catalog.cards().get(method)
     if card is None:
-        return LabelMaps
+        return LabelMaps if dims else Values
     if "displacement" in card.gives:
         return Fields
     if "queries" in card.takes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ..datasets.stems import ending, stem
 from ..io import sniff
 from ..io.arrays import split_address
 from ..io.wsi import is_slide
+from ..ops.sections import REPORT
 from .progress import Progress
 
 _ODD = re.compile(r"[^\w.+-]+")
@@ -53,7 +54,8 @@ def jobs_of(
 
     A folder holds one case a file; or cases of several channels as '<case>_0000', '<case>_0001', ... (nnU-Net's names); for a 3D model a
     folder of DICOM files is one series, also as one of several such folders. Hidden files, and files that are no images, are left out
-    and counted. ``like`` is the manifest of the training; ``split`` chooses cases of a dataset.
+    and counted. A model without images takes text files, one report each (UTF-8), and folders of them. ``like`` is the manifest of the
+    training; ``split`` chooses cases of a dataset.
     """
     if isinstance(inputs, Manifest):
         return list(_of_manifest(inputs, plan, read, split))
@@ -66,6 +68,11 @@ def jobs_of(
             continue
         if split is not None:
             raise UsageError("--split chooses cases of a dataset, and this is none", where=text, fix="leave --split out")
+        if not plan.channels and path.exists():
+            out += [
+                replace(j, where=str(f), files=(f,)) for f in _texts(path) for j in _of_manifest(_report(f, plan, like), plan, read, None)
+            ]
+            continue
         if path.is_dir():
             images = _images_in(path, plan.dims, progress or Progress(quiet=True))
             groups = _grouped(images, plan.channels, path)
@@ -164,6 +171,25 @@ def _manifest(name: str, files: Sequence[str | Path], plan: Plan, like: Manifest
     images = {c: str(Path(f).absolute()) for c, f in zip(plan.channels, files, strict=True)}
     case = CaseRef(name, name, images=images)
     return Manifest("files", Path("/"), plan.dims, plan.channels, like.labels, (case,), spacing_mm=like.spacing_mm, layout="files")
+
+
+def _texts(path: Path) -> list[Path]:
+    """A text file, or those of a folder."""
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.suffix == ".txt" and not p.name.startswith("."))
+    if not files or files[0].suffix != ".txt":
+        found = path.suffix if path.is_file() else "a folder without text files"
+        raise DataError("this model reads texts and tables", where=path, found=found, allowed=".txt files, a dataset folder or a CSV")
+    return files
+
+
+def _report(file: Path, plan: Plan, like: Manifest) -> Manifest:
+    """A dataset of one report."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError("this text cannot be read", where=file, found=str(error), allowed="a readable file in UTF-8") from error
+    case = CaseRef(file.stem, file.stem, text={REPORT: text})
+    return Manifest("files", Path("/"), plan.dims, (), like.labels, (case,), layout="files")
 
 
 def _is_dataset(path: Path) -> bool:

@@ -145,7 +145,8 @@ def _write(path: Path, write: Callable[[], object], ledger: Ledger) -> None:
 
 def answers(run: str | Path) -> str:
     """What a run's predictions are called."""
-    return kind_of(read_json(Path(run) / "run.json")["method"]).noun
+    record, plan = (read_json(Path(run) / name) for name in ("run.json", "plan.json"))
+    return kind_of(record["method"], plan["dims"]).noun
 
 
 def _asked(read: Callable[[], Case], texts: Sequence[str]) -> Case:

@@ -1,5 +1,6 @@
 """BI-RADS BERT: what each part sees, the greedy labelling, the learnt vocabulary in the state, and texts that cannot be read."""
 
+import json
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -214,3 +215,20 @@ def test_a_run_is_opened_from_its_folder_alone_and_goes_on_where_it_stopped(tmp_
         train("cut")
     resumed = train("cut", resume=True)
     assert infer(resumed.method, case, resumed.plan).table == expected.table
+
+
+def test_text_files_are_read_as_reports(trained, tmp_path):
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    (folder / "one.txt").write_text("MAMMOGRAM BOTH BREASTS. The breasts are extremely dense.", encoding="utf-8")
+    (folder / "notes.md").write_text("left alone")
+    written = api.predict(trained, folder, tmp_path / "out")
+    assert [p.name for p in written] == ["one.json"] and "text" in json.loads(written[0].read_text())
+    (folder / "two.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(DataError, match="this text cannot be read"):
+        api.predict(trained, folder / "two.txt", tmp_path / "out")
+    with pytest.raises(DataError, match="reads texts"):
+        api.predict(trained, folder / "notes.md", tmp_path / "out")
+    (folder / "three.txt").write_text(" \n")
+    with pytest.raises(DataError, match="no report to read"):
+        api.predict(trained, folder / "three.txt", tmp_path / "out3")
