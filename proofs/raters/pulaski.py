@@ -14,8 +14,6 @@ def study() -> Study:
         arms=(
             Arm("cross-entropy", "pulaski", {**LEARNING, "distance": "ce"}),
             Arm("pulaski", "pulaski", LEARNING),
-            Arm("pulaski, Sinkhorn", "pulaski", {**LEARNING, "distance": "sinkhorn"}),
-            Arm("pulaski, drawn from the prior", "pulaski", {**LEARNING, "draw": "prior"}),
         ),
         data=(
             Data("phantom:shapes-2d?raters=4&cases=120"),
@@ -24,8 +22,8 @@ def study() -> Study:
             Data("../shared/data/2d/chase_db1", plan={"patch": (128, 128)}),
         ),
         baseline="cross-entropy",
-        expects=(Expect("pulaski", "ged", "lower"), Expect("pulaski, Sinkhorn", "ged", "lower")),
+        expects=(Expect("pulaski", "ged", "lower"),),
         metrics=("ged", "dice_max", "multirater_ece"),
-        iterations=300,
+        iterations=200,
         plan={"patch": (64, 64), "batch": 4, "features": (8, 16, 32), "overlap": 0.25, "test_mirror": ()},
     )
