@@ -13,7 +13,7 @@ from ..core.plan import Fingerprint, Plan
 from ..ops.augment import PRESETS
 
 # voxels of a patch, channels of the first stage, largest channel count, iterations without a stated budget
-_CPU = {2: (192 * 192, 24, 256, 1500), 3: (56 * 64 * 56, 16, 256, 1500)}
+_CPU = {2: (192 * 192, 16, 192, 1500), 3: (56 * 64 * 56, 16, 256, 1500)}
 _GPU = {2: (512 * 512, 32, 512, 25000), 3: (128 * 128 * 128, 32, 320, 25000)}
 _TEXTS = 16  # cases of a batch that have no image
 _EITHER_WAY_UP = ("endoscop", "dermos", "microscop", "histolog", "fundus", "retina", "fluorescence", "h&e")
@@ -44,7 +44,7 @@ def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", *
     reasons["patch"] = f"median prepared case is {' x '.join(str(int(round(m))) for m in median)} voxels; at most {voxels} voxels a patch"
     features = tuple(min(widest, base * 2**i) for i in range(len(strides)))
     patch_voxels = int(np.prod(patch))
-    batch = int(np.clip(voxels // patch_voxels, 2, 8)) if dims == 3 else int(np.clip(4 * voxels // patch_voxels, 4, 16))
+    batch = int(np.clip(voxels // patch_voxels, 2, 8)) if dims == 3 else int(np.clip(8 * voxels // patch_voxels, 8, 16))
     normalise = {name: _normalise(manifest, facts, name) for name in facts.intensities}
     modality = manifest.modality.lower()
     if dims == 3:

@@ -350,7 +350,7 @@ class Segmenter(LearnedMethod):
 
     def after_step(self, clock: Clock) -> None:
         if self.ema is not None:
-            self.ema.update(self.network, clock.step)
+            self.ema.update(self.network, clock.step, clock.total)
 
 
 def _bottleneck(network: nn.Module, where: str) -> nn.Module:
