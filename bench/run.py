@@ -1,6 +1,6 @@
 """Every benchmark, one after the other, then the table of bench/README.md: ``make bench`` (hours, mostly training, which is kept).
 
-    python bench/run.py [--quick]     --quick leaves the trainings out
+python bench/run.py [--quick]     --quick leaves the trainings out
 """
 
 from __future__ import annotations
@@ -10,8 +10,19 @@ import sys
 from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent
-QUICK = ["listing.py", "reading.py", "augmentation.py", "inference.py --repeats 2", "pls_net.py", "metrics.py", "report.py", "evaluate.py"]
-LONG = ["accuracy.py hippocampus --minutes 8", "accuracy.py hippocampus --minutes 20", "accuracy.py kvasir --minutes 8"]
+QUICK = [
+    "listing.py",
+    "reading.py",
+    "augmentation.py",
+    "inference.py --repeats 2",
+    "pls_net.py",
+    "metrics.py",
+    "report.py",
+    "evaluate.py",
+    "annotator.py",
+    "prism_lite.py",
+]
+LONG = ["accuracy.py hippocampus --minutes 8", "accuracy.py hippocampus --minutes 20", "accuracy.py kvasir --minutes 2", "promptable.py"]
 
 
 def main() -> None:

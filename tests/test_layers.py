@@ -20,7 +20,7 @@ ALLOWED = {
     "report": {"report", "core", "catalog"},
     "serve": {"serve", "engine", "report", "catalog", "core", "io", "datasets", "ops"},
     "catalog": {"catalog", "core"},
-    "cli": {"cli", "engine", "report", "catalog", "core", "io", "datasets"},
+    "cli": {"cli", "engine", "serve", "report", "catalog", "core", "io", "datasets"},
 }
 
 

@@ -335,7 +335,7 @@ def predict(
         Path | None, typer.Option(help="For registration: a CSV, columns fixed and moving, of inputs by name (or of image files).")
     ] = None,
     text: Annotated[list[str] | None, typer.Option("--text", help="An expression to look for, 'the left nodule'; repeat.")] = None,
-    format: Annotated[str | None, typer.Option(help="File ending, e.g. .nii.gz, .nrrd, .png; default: the input's kind.")] = None,
+    format: Annotated[str | None, typer.Option(help="Ending (.nii.gz, .mha, .png), dicomseg, rtstruct; default: the input's.")] = None,
     probability: Annotated[bool, typer.Option(help="Also write the class probabilities.")] = False,
     split: Annotated[str | None, typer.Option(help="Of a dataset: only these cases (train, val, test).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Predict anew what is there; else what this RUN wrote is kept.")] = False,
@@ -431,7 +431,8 @@ def compare(
     set_: Annotated[list[str] | None, typer.Option("--set", help="method.key=value; repeat for more.")] = None,
     metric: Metrics = None,
     prompts: Annotated[
-        str, typer.Option(help="Simulated users of promptable methods, by commas: box, box20, 1click, 3random, scribble, box+2clicks.")
+        str,
+        typer.Option(help="Simulated users of promptable methods, by commas: box, box20, 1click, 3random, scribble, 2slices, box+2clicks."),
     ] = "",
     margin: Annotated[list[str] | None, typer.Option("--margin", help="Of non-inferiority, metric=value; repeat for more.")] = None,
     device: Device = "auto",
@@ -544,6 +545,31 @@ def audit(
         return
     print(done.verdict)
     print(f"report: {done.page}")
+
+
+@app.command()
+def annotate(
+    data: Annotated[list[str], typer.Argument(metavar="DATA|FILES...", help="A dataset, a folder of images, or image files.")],
+    model: Annotated[str | None, typer.Option(help="The model offered first: a run folder, or lite-medsam.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8421,
+    host: Annotated[str, typer.Option(help="Whom it listens to; 127.0.0.1: this machine alone.")] = "127.0.0.1",
+    project: Annotated[Path | None, typer.Option(help="Where all is saved; default vesalius-project.")] = None,
+    open_: Annotated[bool, typer.Option("--open/--no-open", help="Also open the link in a browser.")] = False,
+) -> None:
+    """Draw and correct masks in the browser, with a model's help; prints the one link that lets in. Ctrl-C ends it.
+
+    Everything is saved as it is drawn, in versions. VESALIUS_TOKEN sets the link's token.
+    """
+    try:
+        from .serve.app import serve
+
+        folder = serve(data if len(data) > 1 else data[0], project=project, model=model, host=host, port=port, show=open_)
+    except ModuleNotFoundError as e:
+        if (e.name or "vesalius").startswith("vesalius"):
+            raise
+        fix = "run: pip install 'vesalius[serve]'"
+        raise UsageError("the annotator needs packages that are not installed", found=f"no {e.name}", fix=fix) from e
+    print(f"stopped; what was saved is in {folder}")
 
 
 @app.command()

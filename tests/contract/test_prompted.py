@@ -11,10 +11,11 @@ from vesalius.core.case import LabelMap
 from vesalius.core.errors import UsageError
 from vesalius.core.manifest import Split
 from vesalius.core.method import Clock
-from vesalius.core.prompt import Point
+from vesalius.core.prompt import Mask, Point
 from vesalius.datasets import open_dataset
 from vesalius.engine import api
-from vesalius.engine.interact import Session, respond, simulate, structures
+from vesalius.engine.interact import respond, session, simulate, structures
+from vesalius.methods.prompted import SequenceMethod
 
 from .test_methods import SMALL, batch_of, excepted, make, phantom
 
@@ -35,14 +36,27 @@ def case_of(manifest, **changes):
     return api.reader(manifest)(manifest.cases[-1].id).with_(**changes)
 
 
+def user_of(method, clicks="1click"):
+    """Who asks: with clicks, unless the method understands none."""
+    return clicks if "point" in method.kinds else method.usual
+
+
+def about(method, case, truth, name=""):
+    """A prompt about an object: a click in it, or its outline in the slice before that."""
+    at = np.argwhere(truth).mean(0).round().astype(int)
+    if "point" in method.kinds:
+        return Point(tuple(case.geometry.to_world(at)), object=name), at
+    return Mask(LabelMap(truth.astype(np.uint8), case.geometry), name, int(at[-1]) - 1), at
+
+
 def test_answers_lie_on_the_original_grid_and_the_same_prompts_get_the_same_answer(built):
     card, manifest, plan, method = built
     case = case_of(manifest)
-    first, second = (list(simulate(method, case, plan, "2clicks", seed=3)) for _ in range(2))
+    first, second = (list(simulate(method, case, plan, user_of(method, "2clicks"), seed=3)) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert a.probability.geometry == case.geometry and np.array_equal(a.probability.data, b.probability.data)
         assert set(a.names) == set(structures(case, plan.classes)) and np.isfinite(a.probability.data).all()
-    label = respond(method, case, plan, prompts="1click").label
+    label = respond(method, case, plan, prompts=user_of(method)).label
     assert label.geometry == case.geometry and set(np.unique(label.data)) <= set(range(len(plan.classes)))
 
 
@@ -50,10 +64,10 @@ def test_the_model_sees_prompts_alone(built):
     """Another reference changes nothing, as long as the prompts are the same."""
     card, manifest, plan, method = built
     case = case_of(manifest)
-    click = Point(tuple(case.geometry.to_world(np.argwhere(next(iter(structures(case, plan.classes).values())))[0])))
+    prompt, _ = about(method, case, next(iter(structures(case, plan.classes).values())))
     label = case.labels["reference"]
     poisoned = case.with_(labels={"reference": LabelMap(np.zeros_like(label.data), label.geometry, label.names)})
-    answers = [Session(method, c, plan).ask([click]).probability.data for c in (case, poisoned)]
+    answers = [session(method, c, plan).ask([prompt]).probability.data for c in (case, poisoned)]
     assert np.array_equal(*answers)
 
 
@@ -62,12 +76,12 @@ def test_every_kind_of_prompt_is_understood_or_refused(built):
     case = case_of(manifest)
     claimed = {take.removeprefix("prompts:") for take in card.takes if take.startswith("prompts:")}
     assert claimed == set(method.kinds)
-    for mode, kind in (("1click", "point"), ("scribble", "scribble"), ("box", "box")):
-        if kind in claimed:
+    for mode, kind in (("1click", "point"), ("scribble", "scribble"), ("box", "box"), ("1slice", "slice")):
+        if kind in claimed or (kind == "slice" and isinstance(method, SequenceMethod)):
             (answer,) = simulate(method, case, plan, mode)
             assert np.isfinite(answer.probability.data).all()
         else:
-            with pytest.raises(UsageError, match="does not understand"):
+            with pytest.raises(UsageError, match="does not understand|carries masks"):
                 list(simulate(method, case, plan, mode))
 
 
@@ -83,7 +97,7 @@ def test_train_save_open_ask(slug, built, tmp_path):
     done = api.train(slug, manifest, tmp_path / "run", options=dict(card.small), iterations=3, plan_overrides={**SMALL}, split=few)
     case = api.reader(manifest)(few.test[0])
     again = api.open_run(tmp_path / "run")
-    first, second = (respond(t.method, case, t.plan, prompts="1click").label.data for t in (done, again))
+    first, second = (respond(t.method, case, t.plan, prompts=user_of(t.method)).label.data for t in (done, again))
     assert np.array_equal(first, second)
 
 
@@ -126,7 +140,7 @@ class TestLearned:
         for ref in manifest.cases[:4]:
             case = api.reader(manifest)(ref.id)
             for name, truth in structures(case, plan.classes).items():
-                at = np.argwhere(truth).mean(0).round().astype(int)
-                answer = Session(method, case, plan).ask([Point(tuple(case.geometry.to_world(at)), object=name)])
+                prompt, at = about(method, case, truth, name)
+                answer = session(method, case, plan).ask([prompt])
                 inside, asked = inside + bool(answer.probability.data[0][tuple(at)] >= 0.5), asked + 1
         assert asked >= 4 and inside >= 0.75 * asked, (inside, asked)

@@ -103,6 +103,21 @@ def test_world_and_voxels_invert_each_other():
     assert Geometry.from_json(g.to_json()) == g and hash(Geometry.from_json(g.to_json())) == hash(g)
 
 
+@pytest.mark.parametrize(
+    "g", [turned(), oriented((1, 2, 0), (1, -1, -1)), Geometry.of((5, 4), (0.5, 2.0), (1, 2), np.array([[0.6, -0.8], [0.8, 0.6]]))]
+)
+def test_a_box_around_a_box_holds_all_its_corners(g):
+    rng = np.random.default_rng(0)
+    ends = rng.normal(size=(2, 6, g.ndim)) * 10
+    for there, around in ((g.to_world, g.world_bounds), (g.to_index, g.index_bounds)):
+        low, high = around(*ends)
+        for k in range(6):
+            corners = there(np.array(list(product(*ends[:, k].T))))
+            assert np.allclose(low[k], corners.min(0)) and np.allclose(high[k], corners.max(0))
+    low, high = g.world_bounds(*np.array([np.full(g.ndim, -0.5), np.array(g.shape) - 0.5]))
+    assert np.allclose([low, high], [outer_faces(g).min(0), outer_faces(g).max(0)])
+
+
 def test_close_is_in_fractions_of_a_voxel():
     g = Geometry.of(SHAPE, (0.7, 1.3, 2.1))
     near, far = Geometry.of(SHAPE, (0.7, 1.3, 2.1), (0, 0, 6e-4)), Geometry.of(SHAPE, (0.7, 1.3, 2.1), (0, 0, 8e-4))

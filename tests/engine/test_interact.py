@@ -8,12 +8,12 @@ import torch
 
 from vesalius.core.case import Case, Image, LabelMap
 from vesalius.core.errors import DataError, GeometryError, UsageError
-from vesalius.core.geometry import Geometry
+from vesalius.core.geometry import Geometry, Grid
 from vesalius.core.manifest import Manifest
 from vesalius.core.plan import Plan
-from vesalius.core.prompt import Box, Candidates, Lasso, Mask, Point, Scribble
-from vesalius.engine.interact import Session, simulate, structures
-from vesalius.methods.prompted import PromptableMethod
+from vesalius.core.prompt import Asked, Box, Candidates, Lasso, Mask, Point, Scribble, Turn
+from vesalius.engine.interact import SequenceSession, Session, respond, session, simulate, structures
+from vesalius.methods.prompted import PromptableMethod, SequenceMethod
 
 SHAPE, NAMES = (24, 20, 16), ("background", "liver", "spleen")
 
@@ -172,3 +172,181 @@ def test_predict_needs_a_prompt():
     method, plan = ball_of()
     with pytest.raises(UsageError, match="answers to prompts"):
         method.predict(case_of(), rng=np.random.default_rng(0))
+
+
+class Several(Ball):
+    """Three balls for every click, of which it thinks the smallest best, however good they are."""
+
+    radii, ranks = (2.0, 4.0, 7.0), (0.95, 0.93, 0.9)
+
+    def decode(self, embedding, history):
+        rows = []
+        for b in range(len(history[0].prompts.points)):
+            one, answers = [Turn(Asked(t.prompts.points[b : b + 1], t.prompts.signs[b : b + 1])) for t in history], []
+            for radius in self.radii:
+                self.radius = radius
+                answers.append(super().decode(embedding, one).logits[:, 1:])
+            rows.append(torch.cat(answers, 1))
+        return Candidates(torch.cat(rows), torch.tensor([self.ranks]).expand(len(rows), -1))
+
+
+def disc_case() -> Case:
+    geometry, at = Geometry.of((40, 40), 1.0), np.indices((40, 40))
+    label = (np.hypot(at[0] - 12, at[1] - 12) <= 7).astype(np.uint8) + 2 * (np.hypot(at[0] - 30, at[1] - 28) <= 4).astype(np.uint8)
+    image = np.random.default_rng(0).standard_normal((1, 40, 40)).astype(np.float32)
+    return Case("d", images={"CT": Image(image, geometry)}, labels={"reference": LabelMap(label, geometry, NAMES)})
+
+
+def several() -> tuple[Several, Plan]:
+    plan = Plan(dims=2, channels=("CT",), classes=NAMES, patch=(16, 16))
+    return Several(plan, Manifest("m", Path("."), 2, ("CT",), dict(zip(NAMES, range(3), strict=True)), ())), plan
+
+
+def overlap(answer, truths):
+    return {n: 2 * (mask_of(answer, n) & t).sum() / (mask_of(answer, n).sum() + t.sum()) for n, t in truths.items()}
+
+
+def test_an_oracle_picks_the_best_of_the_masks_and_is_never_worse_than_the_models_own_choice():
+    method, plan = several()
+    case = disc_case()
+    truths = structures(case, NAMES)
+    own, picked = (overlap(a, truths) for a in simulate(method, case, plan, "1click+pick", seed=1))
+    assert all(picked[n] >= own[n] for n in truths) and picked["liver"] == 1 and picked["spleen"] == 1 and own["liver"] < 0.4
+    one = Session(method, case, plan)
+    with pytest.raises(UsageError, match="nothing was asked about"):
+        one.candidates("liver")
+    one.ask([Point((12.0, 12.0), object="liver")])
+    masks = one.candidates("liver")
+    assert masks.shape == (3, 40, 40)
+    assert mask_of(one.choose({"liver": masks[2]}), "liver").sum() == truths["liver"].sum()
+    assert mask_of(one.undo(), "liver").sum() < 20 and method.embedded == 2
+
+
+def test_everything_is_found_without_a_word_and_an_oracle_names_it():
+    method, plan = several()
+    case = disc_case()
+    (answer,) = simulate(method, case, plan, "everything10")
+    assert min(overlap(answer, structures(case, NAMES)).values()) > 0.6
+    poisoned = Several(plan, method.manifest)
+    poisoned.ranks = (0.5, 0.5, 0.5)
+    (nothing,) = simulate(poisoned, case, plan, "everything10")
+    assert not mask_of(nothing, "liver").any(), "no mask is thought good enough"
+    volume, plan = ball_of()
+    with pytest.raises(UsageError, match="2D image"):
+        Session(volume, case_of(), plan).everything(4)
+
+
+@pytest.mark.parametrize("kind", ["ras", "lps", "oblique"])
+def test_prompts_in_every_slice_lie_in_the_slices_that_show_the_structure(kind):
+    method, plan = ball_of()
+    case, seen = case_of(kind), []
+    method.boxes_by_slice = True
+    method.asked = lambda prompts, geometry: seen.append(prompts) or PromptableMethod.asked(method, prompts, geometry)
+    list(simulate(method, case, plan, "each-1click"))
+    list(simulate(method, case, plan, "each-box"))
+    for points, extent in zip(seen[:2], (range(5, 9), range(9, 12)), strict=True):
+        index = case.geometry.to_index(np.array([p.xyz for p in points]))
+        assert np.allclose(index[:, 2], list(extent)) and [p.frame for p in points] == list(extent)
+    if kind != "oblique":
+        low, high = (case.geometry.to_index(np.array([getattr(b, e) for b in seen[2]])) for e in ("low", "high"))
+        assert np.allclose(low[:, 2], high[:, 2]) and np.allclose(np.sort([low[0, :2], high[0, :2]], 0), [[3.5, 2.5], [9.5, 7.5]])
+
+
+class Copy(SequenceMethod):
+    """Carries the newest mask on unchanged, where the image is bright."""
+
+    every = 10**6
+
+    def __init__(self, plan, manifest):
+        super().__init__(plan, manifest)
+        self.here, self.embedded = torch.nn.Parameter(torch.zeros(1)), []
+
+    def embed(self, image, condition=None):
+        self.embedded.append(float(image.sum()))
+        return image
+
+    def memory(self):
+        return None
+
+    def remember(self, frame, masks, memory, *, given):
+        return masks
+
+    def carry(self, frame, memory):
+        return memory * (frame[0, 0] > 0), memory
+
+
+def sequence_of(kind: str, spacing: float | None = None) -> tuple[Copy, Plan, Case]:
+    """Both structures are columns through all slices; the image is bright but in slice 12."""
+    geometry, label, image = Geometry(SHAPE, affine(kind)), np.zeros(SHAPE, np.uint8), np.ones((1, *SHAPE), np.float32)
+    label[4:10, 3:8], label[14:20, 10:16] = 1, 2
+    image[..., 12] = -1
+    case = Case("c", images={"CT": Image(image, geometry)}, labels={"reference": LabelMap(label, geometry, NAMES)})
+    plan = Plan(dims=3, channels=("CT",), classes=NAMES, patch=(16,) * 3, grid=Grid(spacing=(spacing,) * 3 if spacing else None))
+    return Copy(plan, Manifest("m", Path("."), 3, ("CT",), dict(zip(NAMES, range(3), strict=True)), ())), plan, case
+
+
+@pytest.mark.parametrize("spacing", [None, 1.3])
+@pytest.mark.parametrize("kind", ["ras", "lps", "oblique"])
+def test_masks_of_one_slice_are_carried_to_all_others_on_the_original_grid(kind, spacing):
+    method, plan, case = sequence_of(kind, spacing)
+    (answer,) = simulate(method, case, plan, "1slice")
+    for name, truth in structures(case, NAMES).items():
+        found = mask_of(answer, name)
+        seen = [k for k in range(16) if k != 12]
+        assert dice_of(found[..., seen], truth[..., seen]) > (0.99 if spacing is None else 0.9)
+        if spacing is None:
+            assert not found[..., 12].any()
+    label = respond(method, case, plan, prompts="1slice").label
+    assert label.geometry == case.geometry and label.data[5, 5, 3] == 1 and label.data[16, 12, 3] == 2
+    assert isinstance(session(method, case, plan), SequenceSession) and method.usual == "1slice"
+
+
+def dice_of(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_what_was_drawn_stays_and_corrections_are_carried_too():
+    method, plan, case = sequence_of("lps")
+    one = SequenceSession(method, case, plan)
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[0:3, 0:3, 12] = 1  # dark, as the method sees it
+    with_label = [Mask(LabelMap(drawn, case.geometry), "liver")]
+    answer = one.ask(with_label)
+    assert np.array_equal(mask_of(answer, "liver")[..., 12], drawn[..., 12] > 0) and mask_of(answer, "liver").sum() == 9 * 16
+    empty = Mask(LabelMap(np.zeros_like(drawn), case.geometry), "liver", frame=3)
+    corrected = mask_of(one.ask([empty]), "liver")
+    assert not corrected[..., :4].any() and corrected[0, 0, 8:].all(), "slices below the empty one are empty, those near the other are not"
+    assert one.at == 2 and len(method.embedded) == 16, "every slice is embedded once"
+    assert mask_of(one.undo(), "liver").sum() == 9 * 16
+    both = one.ask([Mask(LabelMap((case.labels["reference"].data == 2).astype(np.uint8), case.geometry), "spleen", frame=5)])
+    assert both.names == ("liver", "spleen") and mask_of(both, "liver").sum() == 9 * 16 and mask_of(both, "spleen")[15, 12, 0]
+    assert both.label.overlapping and both.label.geometry == case.geometry
+
+
+def test_another_axis_can_be_asked_for_and_what_makes_no_sense_is_refused():
+    method, plan, case = sequence_of("lps")
+    one = SequenceSession(method, case, plan, axis=0)
+    drawn = LabelMap((case.labels["reference"].data == 1).astype(np.uint8), case.geometry)
+    found = mask_of(one.ask([Mask(drawn, "liver", frame=6)]), "liver")
+    assert one.frames and len(one.frames) == 24 and found[0, 5, 5] and not found[0, 5, 12]
+    for prompt, match in (
+        (Point((0.0, 0.0, 0.0)), "does not understand"),
+        (Mask(drawn, frame=24), "no slice"),
+        (Mask(drawn, frame=-1), "no slice"),
+    ):
+        with pytest.raises((UsageError, GeometryError), match=match):
+            one.ask([prompt])
+    with pytest.raises(GeometryError, match="no slice"):
+        one.ask([Mask(LabelMap(np.zeros(SHAPE, np.uint8), case.geometry))])
+    assert one.at == 1
+    with pytest.raises(UsageError, match="volume"):
+        SequenceSession(method, case, plan, axis=3)
+    with pytest.raises(UsageError, match="SequenceSession"):
+        method.predict(case, rng=np.random.default_rng(0))
+
+
+def test_further_slices_are_outlined_where_the_answer_is_wrong():
+    method, plan, case = sequence_of("ras")
+    answers = list(simulate(method, case, plan, "1slice+1slice+1slice"))
+    assert mask_of(answers[1], "liver")[..., 12].any(), "the dark slice is the only one that is wrong"
+    assert answers[2] is answers[1]

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vesalius.core.case import IGNORE
 from vesalius.core.errors import DataError, UsageError
-from vesalius.ops.prompts import Ask, box, clicks, corners, scribble, user
+from vesalius.ops.prompts import Ask, box, clicks, meant, scribble, slices, user
 
 RNG = np.random.default_rng
 
@@ -71,7 +72,6 @@ def test_box_is_on_the_faces_and_jitter_is_bounded_by_each_side():
     assert all((e[1] > e[0]).all() for e in ends)
     with pytest.raises(DataError, match="nothing to draw a box around"):
         box(np.zeros((4, 4), bool))
-    assert len(corners(box(truth))) == 4 and {tuple(c) for c in corners(box(truth))} >= {(4.5, 9.5), (8.5, 19.5), (4.5, 19.5)}
 
 
 @pytest.mark.parametrize("plane", [None, 0, 1, 2])
@@ -96,3 +96,41 @@ def test_modes_are_words():
     for wrong in ("", "boxes", "0clicks", "click", "box200"):
         with pytest.raises(UsageError, match="prompt mode"):
             user(wrong)
+
+
+def test_users_who_outline_slices_choose_or_prompt_every_slice():
+    kinds = [(a.kind, a.count, a.each) for a in user("2slices+pick+everything8+everything+each-box20+each-2clicks")]
+    assert kinds == [
+        ("slice", 2, False),
+        ("pick", 1, False),
+        ("everything", 8, False),
+        ("everything", 32, False),
+        ("box", 1, True),
+        ("click", 1, True),
+        ("click", 1, True),
+    ]
+    for wrong in ("pick", "0slices", "each-scribble", "slices"):
+        with pytest.raises(UsageError, match="not understood"):
+            user(wrong)
+
+
+def test_slices_worth_outlining_are_spread_over_the_extent_and_show_all_structures():
+    truth = np.zeros((2, 10, 6, 6), bool)
+    truth[0, 1:9, :3] = truth[0, 3, :5] = True  # largest in slice 3
+    truth[1, 5:9, 4:] = True
+    assert slices(truth, None, axis=0, count=1) == [5] and slices(truth[:1], None, axis=0, count=1) == [3]
+    assert slices(truth, None, axis=0, count=2) == [3, 5]
+    assert slices(np.moveaxis(truth, 1, 3), None, axis=2, count=2) == [3, 5]
+    wrong = truth.copy()
+    wrong[0, 7] = False
+    assert slices(truth, wrong, axis=0, count=3) == [7] and slices(truth, truth, axis=0, count=1) == []
+    assert len(slices(truth, None, axis=0, count=20)) == 8
+
+
+def test_what_is_meant_is_a_whole_structure_or_a_connected_piece_of_one():
+    label = np.zeros((32, 32), int)
+    label[2:6, 2:6] = label[20:30, 20:30] = 1
+    rng = np.random.default_rng(0)
+    assert {int(meant(label, rng, piece=True).sum()) for _ in range(20)} == {16, 100}
+    assert {int(meant(label, rng).sum()) for _ in range(5)} == {116}
+    assert not meant(np.full((4, 4), IGNORE), rng, piece=True).any()

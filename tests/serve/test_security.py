@@ -1,6 +1,7 @@
 """Who may talk to the server, and how much they may say."""
 
 import asyncio
+import html
 import logging
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from tests.serve.desk import TOKEN, VOLUME, client_of, project_of, put, raw
 from vesalius.core.errors import UsageError
 from vesalius.serve import security, store
-from vesalius.serve.security import Gate, Guard, new_token
+from vesalius.serve.security import MOST_BODY, Gate, Guard, new_token
 from vesalius.serve.work import in_folder
 
 
@@ -37,6 +38,18 @@ def test_nothing_is_told_without_the_token(stranger, client):
     for path in ("/docs", "/openapi.json"):
         assert stranger.get(path).status_code in (401, 429) and client.get(path).status_code == 200
     assert client.get("/api/project").status_code == 200, "who has the token is let in all the same"
+
+
+def test_the_rest_reference_reads_well_and_needs_no_other_site(client):
+    schema, page = client.app.openapi(), client.get("/docs").text
+    ways = [way for verbs in schema["paths"].values() for way in verbs.values()]
+    names = [way["operationId"] for way in ways]
+    assert len(set(names)) == len(names) > 40 and all(name.isidentifier() and len(name) > 3 for name in names)
+    assert all(way["tags"] and 3 < len(way["summary"]) < 100 for way in ways)
+    assert all(
+        html.escape(text) in page for path, verbs in schema["paths"].items() for text in (path, *(w["summary"] for w in verbs.values()))
+    )
+    assert "//" not in page.replace("://", "").lower() and "<script" not in page and "http" not in page
 
 
 def test_wrong_tokens(stranger):
@@ -90,6 +103,19 @@ def test_bodies_end_at_the_limit(project):
     assert zipped.status_code == 415
     assert client.get("/api/project", headers={"content-length": "4e9"}).status_code == 400
     assert put(client, "c1", np.zeros(VOLUME.shape, np.uint8)).status_code == 201
+
+
+def test_a_huge_upload_is_refused_by_its_length_alone(client):
+    taken = []
+
+    def body():
+        taken.append(1)
+        yield b"x"
+
+    for path in ("/api/cases/c1/label?parent=none", "/datastore/?image=x", "/api/comments"):
+        answer = client.put(path, content=body(), headers={"content-length": str(10 * 2**30)})
+        assert answer.status_code == 413 and answer.headers["connection"] == "close" and answer.json()["error"] == "that is too large"
+    assert MOST_BODY < 10 * 2**30
 
 
 def test_a_body_that_dawdles_is_given_up(monkeypatch):

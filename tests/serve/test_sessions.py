@@ -1,16 +1,20 @@
 """Prompt sessions over HTTP: world mm in, a mask on the original grid out; slices of volumes; undo and redo; a bounded cache."""
 
+import gzip
 import time
+from dataclasses import dataclass
 from importlib.util import find_spec
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from tests.serve.desk import PICTURE, VOLUME, client_of, project_of
 from vesalius import io
+from vesalius.core.case import Image
 from vesalius.core.errors import DataError, GeometryError
 from vesalius.core.geometry import Geometry
-from vesalius.serve.sessions import Embeddings, Plane, propagate
+from vesalius.serve.sessions import MOST_IDLE, Embeddings, Plane, propagate
 from vesalius.serve.wire import packed, unpacked
 
 
@@ -64,6 +68,19 @@ def test_a_click_answers_around_it_and_can_be_taken_back(client):
     assert client.delete(f"/api/sessions/{session}").status_code == 204
     gone = ask(client, session, click([6, 8, 5]))
     assert gone.status_code == 404 and "new one" in gone.json()["fix"]
+
+
+def test_an_object_is_answered_without_the_others(client, monkeypatch):
+    """Twenty objects later a click still brings one mask home; to undo shows all."""
+    session = session_of(client)
+    home, brought = Image.on, []
+    monkeypatch.setattr(Image, "on", lambda self, *given, **more: brought.append(len(self.data)) or home(self, *given, **more))
+    answers = {f"o{k}": ask(client, session, click([3 + k, 8, 5]), object=f"o{k}").json() for k in range(6)}
+    assert brought and set(brought) == {1}
+    other = session_of(client)
+    assert answers["o5"]["bits"] == ask(client, other, click([8, 8, 5]), object="alone").json()["bits"]
+    undone = {o["object"]: o["bits"] for o in client.post(f"/api/sessions/{session}/undo").json()["objects"]}
+    assert {n: b for n, b in undone.items() if n != "o5"} == {n: a["bits"] for n, a in answers.items() if n != "o5"}
 
 
 def test_what_cannot_be_asked_leaves_the_session_as_it_was(client):
@@ -181,6 +198,40 @@ def test_old_sessions_end(client):
     assert client.get(f"/api/sessions/{first}").status_code == 404 and len(sessions.held) == 2
 
 
+def test_sessions_are_bounded_in_bytes_and_in_time(client, monkeypatch):
+    sessions = client.app.state.desk.sessions
+    first = session_of(client)
+    alone = sessions.bytes
+    second, third = session_of(client), session_of(client, case="c2")
+    image = sessions.get(first).case
+    assert sessions.get(second).case is image and sessions.get(third).case is not image, "one image for all who work on it"
+    before = sessions.bytes
+    ask(client, third, click([6, 8, 5]))
+    assert before > 2 * alone - 10 and sessions.bytes > before
+    sessions.most_bytes = sessions.bytes - 1
+    assert client.get(f"/api/sessions/{third}").status_code == 200
+    assert list(sessions.held) == [second, third] and client.get(f"/api/sessions/{first}").status_code == 404
+    sessions.most_bytes = 2**40
+    sessions.held[second].used -= MOST_IDLE + 1
+    session_of(client)
+    assert second not in sessions.held and third in sessions.held
+
+
+def test_embeddings_of_every_shape_are_counted():
+    @dataclass
+    class Looked:
+        image: np.ndarray
+        windows: dict
+
+    held = Looked(np.zeros(100, np.uint8), {})
+    cache = Embeddings(150)
+    cache.get("a", lambda: held)
+    held.windows["later"] = np.zeros(60, np.uint8)
+    assert cache.bytes == 160, "also what an embedding took in later"
+    cache.get("b", lambda: np.zeros(10, np.uint8))
+    assert list(cache.held) == ["b"]
+
+
 def test_a_mask_is_carried_through_the_slices_it_goes_on_in(client):
     desk = client.app.state.desk
     session = desk.sessions.start("c1", "flat")
@@ -221,3 +272,33 @@ def test_litemedsam_on_a_picture_and_on_a_slice(tmp_path, dims):
     assert dims == 2 or not mask[..., [0, 2]].any()
     mask, truth = (mask, truth) if dims == 2 else (mask[..., 1], truth[..., 1])
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.95
+
+
+OBLIQUE = Geometry.of(
+    (20, 16, 12),
+    (1.0, 1.2, 3.0),
+    (4, -7, 9),
+    np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1.0]]) @ np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]]),
+)
+
+
+def test_boxes_on_an_oblique_grid(tmp_path):
+    """A box in the world is, in voxels, the box around all its corners; a mask is carried on by its own box, which does not grow."""
+    assert OBLIQUE.orientation == VOLUME.orientation.replace("L", "R").replace("P", "A") and np.abs(OBLIQUE.direction).max() < 0.9
+    (tmp_path / "images").mkdir()
+    io.write_image(tmp_path / "images" / "a.nii.gz", np.zeros((1, *OBLIQUE.shape), np.int16), OBLIQUE)
+    client = client_of(project_of(tmp_path))
+    low, high = OBLIQUE.to_world(np.array([7.0, 6.0, 5.0])) - 2, OBLIQUE.to_world(np.array([7.0, 6.0, 5.0])) + 2
+    corners = OBLIQUE.to_index(np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]))
+    box = {"kind": "box", "low": low.tolist(), "high": high.tolist()}
+    where = np.argwhere(mask_of(ask(client, session_of(client, "flat"), box, slice={"axis": 2, "index": 5}).json(), OBLIQUE.shape))
+    assert set(where[:, 2]) == {5}
+    assert np.abs(where.min(0) - corners.min(0))[:2].max() <= 1 and np.abs(where.max(0) - corners.max(0))[:2].max() <= 1
+    session = client.app.state.desk.sessions.start("c1", "flat")
+    mask = np.zeros(OBLIQUE.shape, bool)
+    mask[4:10, 4:8, 5] = True
+    found = propagate(session, mask, 5, 2, lambda *_: None)
+    assert np.array_equal(found, np.repeat(mask[..., 5:6], 12, 2))
+    roi = {"roi": [4, 9, 4, 7, 5, 5]}
+    sent = client.post("/infer/ball", params={"image": "c1", "output": "image"}, json=roi)
+    assert sent.status_code == 200 and np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(sent.content)).dataobj)[4:10, 4:8, 5].all()

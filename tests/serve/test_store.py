@@ -125,6 +125,19 @@ def test_a_crash_between_mask_and_row_loses_nothing(tmp_path, monkeypatch):
     assert len(project_of(tmp_path).entry("c1").versions) == 2, "recovered once"
 
 
+def test_a_full_disk_hides_no_image(client, monkeypatch):
+    """An image that cannot be kept for the next time is said, not half-sent; when there is space again it is there."""
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(sys.modules["vesalius.io.atomic"], "_flush", no_space)
+        answer = client.get("/api/cases/c1/image/image")
+        assert answer.status_code == 507 and "full" in answer.json()["error"], answer.text
+    assert client.get("/api/cases/c1/image/image").status_code == 200
+
+
 @pytest.mark.parametrize("where", ["mask", "database"])
 def test_a_full_disk_is_said_and_what_was_there_stays(project, client, monkeypatch, where):
     base = put(client, "c1", block()).json()["version"]

@@ -1,29 +1,35 @@
 """Jobs: a model's own answer, exports that other programs read, measures, the next case, training in another process."""
 
 import asyncio
+import gzip
 import io as text_io
 import json
 import zipfile
 
+import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
+from tests.engine.test_answers import LPS, series
+from tests.engine.test_interact import Copy
+from tests.io.test_dicom_seg import decoded
 from tests.serve.desk import VOLUME, client_of, finished, project_of, put
 from tests.serve.test_store import block
 from vesalius import io
-from vesalius.core.case import LabelMap
+from vesalius.core.case import Image, LabelMap
 from vesalius.core.errors import DataError, RunError
 from vesalius.core.geometry import Geometry
 from vesalius.core.manifest import Manifest
 from vesalius.core.plan import Plan
 from vesalius.core.prediction import Prediction
 from vesalius.datasets import open_dataset, read_case
-from vesalius.serve import measure
+from vesalius.serve import measure, work
 from vesalius.serve.events import Hub
-from vesalius.serve.export import file_names, run_lengths
+from vesalius.serve.export import file_names, how_made, run_lengths
 from vesalius.serve.jobs import Cancelled, Job, Jobs, train_apart
 from vesalius.serve.models import Loaded, Model
-from vesalius.serve.store import Entry
+from vesalius.serve.store import Entry, Project, Version, manifest_of
 
 
 @pytest.fixture
@@ -100,7 +106,7 @@ def test_a_waiting_job_can_be_stopped():
 
 def archive_of(client, **asked):
     job = finished(client, client.post("/api/export", json=asked))
-    assert job["state"] == "done" and job["file"], job
+    assert job["state"] == "done" and job["file"], job["text"]
     return zipfile.ZipFile(text_io.BytesIO(client.get(f"/api/jobs/{job['id']}/file").content))
 
 
@@ -120,11 +126,47 @@ def test_exports_of_volumes(client, tmp_path):
     with archive_of(client, format="png", cases=["c1"]) as archive:
         assert len([n for n in archive.namelist() if n.endswith(".png")]) == VOLUME.shape[2]
     for format in ("dicomseg", "rtstruct"):
-        answer = client.post("/api/export", json={"format": format})
-        assert answer.status_code == 400 and "cannot be written yet" in answer.json()["error"]
+        refused = finished(client, client.post("/api/export", json={"format": format}))
+        assert refused["state"] == "failed" and f"case 'case 0' was not read from a DICOM series, which a {format}" in refused["text"]
     assert client.post("/api/export", json={"format": "../../x"}).status_code == 400
     assert finished(client, client.post("/api/export", json={"format": "nifti", "status": "reviewed"}))["state"] == "failed"
     assert "volumes" in finished(client, client.post("/api/export", json={"format": "coco"}))["text"]
+
+
+@pytest.mark.parametrize("kind", ["axial", "mirrored", "oblique"])
+def test_dicom_objects_lie_on_their_series(tmp_path, kind):
+    """An object without symmetry, drawn on a series, read back by the frames' and contours' own coordinates."""
+    folder = series(tmp_path / "patient", kind)
+    client = client_of(Project(tmp_path / "p", manifest_of(folder)))
+    image = io.read_image(folder)
+    mask = (image.data[0] > 100).astype(np.uint8)
+    client.put("/api/labels", json=[{"name": "left kidney", "value": 1, "color": "#ff0080"}])
+    saved = put(client, "c1", mask, **{"x-origin-kind": "prompts"})
+    assert saved.status_code == 201, saved.text
+    for format in ("dicomseg", "rtstruct"):
+        with archive_of(client, format=format) as archive:
+            assert archive.namelist() == ["patient.dcm"]
+            archive.extractall(tmp_path / format)
+    seg = pydicom.dcmread(tmp_path / "dicomseg" / "patient.dcm")
+    (segment,) = seg.SegmentSequence
+    assert segment.SegmentLabel == "left kidney" and segment.SegmentAlgorithmType == "SEMIAUTOMATIC"
+    (found,) = decoded(tmp_path / "dicomseg" / "patient.dcm").values()
+    assert np.allclose(np.sort(found, 0), np.sort(image.geometry.to_world(np.argwhere(mask)) * LPS, 0), atol=1e-3)
+    contours = tmp_path / "rtstruct" / "patient.dcm"
+    back = io.read_rtstruct(contours, folder)
+    assert back.names == ("left kidney",) and np.array_equal(back.data[0], mask)
+    assert list(pydicom.dcmread(contours).ROIContourSequence[0].ROIDisplayColor) == [255, 0, 128]
+    put(client, "c1", np.zeros_like(mask), parent=client.get("/api/cases/c1").json()["latest"])
+    assert "empty" in finished(client, client.post("/api/export", json={"format": "dicomseg"}))["text"]
+
+
+def test_how_a_mask_was_made():
+    def made(*kinds):
+        versions = [Version(str(k), str(k - 1) if k else None, "", 0.0, {"kind": kind}) for k, kind in enumerate(kinds)]
+        return how_made(Entry("c1", "a", "done", str(len(kinds) - 1), None, None, tuple(versions)))
+
+    assert made("manual", "manual") == "manual" and made("manual", "model") == "automatic"
+    assert made("model", "manual") == made("prompts") == made("manual", "interpolated") == "semiautomatic"
 
 
 def test_coco_holds_every_pixel(tmp_path):
@@ -168,6 +210,52 @@ def test_measures_of_known_shapes(client):
     long, short = measure.axes(disc, Geometry.of((64, 64), 0.5))
     assert abs(long - 20) < 1 and abs(short - 20) < 1
     assert measure.axes(np.zeros((8, 8), bool), Geometry.of((8, 8))) == (0.0, 0.0)
+
+
+def test_how_unsure_a_model_was_is_shown_over_the_image(client, monkeypatch):
+    """The map stays with what was made from the answer, until another answer."""
+    p = np.linspace(0, 1, VOLUME.shape[0], dtype=np.float32).reshape(-1, 1, 1) * np.ones(VOLUME.shape, np.float32)
+
+    def infer(method, case, plan, **_):
+        label = LabelMap((p > 0.5).astype(np.uint8), case.geometry)
+        return Prediction(labels={"prediction": label}, probability=Image(np.stack([1 - p, p]), case.geometry))
+
+    monkeypatch.setattr(work, "infer", infer)
+    monkeypatch.setitem(client.app.state.desk.models.built, "bright", (Model("bright", "Bright", (), (2, 3)), bright))
+    assert client.get("/api/cases/c1/uncertainty").status_code == 404
+    version = finished(client, client.post("/api/cases/c1/run", json={"model": "bright"}))["result"]["version"]
+    corrected = put(client, "c1", block(), parent=version).json()["version"]
+    for asked in (version, corrected, None):
+        sent = client.get("/api/cases/c1/uncertainty", params={"version": asked} if asked else {})
+        shown = nib.Nifti1Image.from_bytes(gzip.decompress(sent.content))
+        data = np.asarray(shown.dataobj)
+        assert np.allclose(shown.affine, VOLUME.affine) and data[0, 0, 0] == data[-1, 0, 0] == 0 and data[9:11].min() > 99
+        assert np.array_equal(data, data[::-1]), "as unsure of 0.3 as of 0.7"
+    beside = put(client, "c1", block(), parent="none").json()["yours"]
+    assert client.get("/api/cases/c1/uncertainty", params={"version": beside}).status_code == 404
+    assert client.get("/api/cases/c1/uncertainty", params={"version": "../../x"}).status_code == 404
+    p[:] = 0
+    second = finished(client, client.post("/api/cases/c1/run", json={"model": "bright"}))["result"]["version"]
+    sent = client.get("/api/cases/c1/uncertainty", params={"version": second})
+    assert not np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(sent.content)).dataobj).any()
+
+
+def test_a_model_with_a_memory_carries_masks_itself(client, monkeypatch):
+    def copy(case, dims):
+        plan = Plan(dims=3, channels=tuple(case.images), classes=("background", "foreground"), patch=(8,) * 3)
+        return Loaded(Copy(plan, Manifest("m", "", 3, plan.channels, {"background": 0, "foreground": 1}, ())), plan, False)
+
+    monkeypatch.setitem(client.app.state.desk.models.built, "copy", (Model("copy", "Copy", ("mask",), (3,)), copy))
+    assert next(m for m in client.get("/api/project").json()["models"] if m["id"] == "copy")["carries"] is True
+    refused = client.post("/api/sessions", json={"case": "c1", "model": "copy"})
+    assert refused.status_code == 400 and "propagate" in refused.json()["fix"]
+    mask = np.zeros(VOLUME.shape, np.uint8)
+    mask[4:12, 4:12, 2] = 1
+    put(client, "c1", mask)
+    job = finished(client, client.post("/api/cases/c1/propagate", json={"object": "foreground", "from": 2, "axis": 2, "model": "copy"}))
+    assert job["state"] == "done", job
+    found = client.app.state.desk.project.mask("c1")
+    assert np.array_equal(found[..., 2], mask[..., 2]) and (found.sum((0, 1)) > 0).sum() > 1
 
 
 def test_slices_between_drawn_ones_are_filled(client):
@@ -237,7 +325,7 @@ def test_training_in_a_process_of_its_own(tmp_path):
     assert job["state"] == "done", job
     listed = {m["id"]: m for m in client.get("/api/project").json()["models"]}
     assert listed[job["result"]["model"]] == {
-        "id": job["result"]["model"], "title": "unet, 4 cases", "kinds": [], "dims": [2], "trained": True
+        "id": job["result"]["model"], "title": "unet, 4 cases", "kinds": [], "dims": [2], "trained": True, "carries": False
     }  # fmt: skip
     run = finished(client, client.post("/api/cases/c1/run", json={"model": job["result"]["model"]}))
     assert run["state"] == "done" and client.get("/api/cases").json()[0]["priority"] is not None, run

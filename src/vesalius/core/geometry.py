@@ -122,6 +122,17 @@ class Geometry:
         """(..., d) world mm -> (..., d) fractional voxel indices."""
         return (np.asarray(world, float) - self.affine[:-1, -1]) @ np.linalg.inv(self.affine[:-1, :-1]).T
 
+    def world_bounds(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Two opposite corners (..., d) of boxes in voxel indices -> low and high (..., d), world mm, of the boxes around all their 2^d
+        corners: on an oblique grid they grow."""
+        low, high = _bounds(self.affine[:-1, :-1], low, high)
+        return low + self.affine[:-1, -1], high + self.affine[:-1, -1]
+
+    def index_bounds(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Two opposite corners (..., d) of boxes in world mm -> low and high (..., d), voxel indices, of the boxes around them."""
+        origin = self.affine[:-1, -1]
+        return _bounds(np.linalg.inv(self.affine[:-1, :-1]), np.asarray(low, float) - origin, np.asarray(high, float) - origin)
+
     # other grids
     def cropped(self, low: Sequence[int], high: Sequence[int]) -> Geometry:
         """The sub-grid of indices ``low`` (inclusive) to ``high`` (exclusive); negative ``low`` pads."""
@@ -162,6 +173,12 @@ class Geometry:
     @classmethod
     def from_json(cls, record: Mapping) -> Geometry:
         return cls(tuple(record["shape"]), np.asarray(record["affine"], float))
+
+
+def _bounds(matrix: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The box (..., d), low and high, around what a (d, d) matrix makes of the box between two corners (..., d)."""
+    ends = [matrix * np.asarray(end, float)[..., None, :] for end in (one, other)]
+    return np.minimum(*ends).sum(-1), np.maximum(*ends).sum(-1)
 
 
 def _nearest_axes(direction: np.ndarray) -> tuple[list[int], list[int]]:

@@ -37,7 +37,7 @@ def read_points(cell: str, root: Path, dims: int, grid: Grid) -> Points:
     instance = record.get("instance")
     for extra in (names, instance):
         _same_length(extra, xyz, where)
-    return Points(_world(xyz, record, grid, where), names, None if instance is None else np.asarray(instance, int))
+    return Points(grid().to_world(xyz) if _by_index(record, where) else xyz, names, None if instance is None else np.asarray(instance, int))
 
 
 def read_boxes(cell: str, root: Path, dims: int, grid: Grid) -> Boxes:
@@ -47,11 +47,12 @@ def read_boxes(cell: str, root: Path, dims: int, grid: Grid) -> Boxes:
         both = _rows(record, 2 * dims, where)
         record = {"low": both[:, :dims].tolist(), "high": both[:, dims:].tolist()}
     _known(record, ("low", "high", "labels", "space"), where)
-    low, high = (_world(_rows(record.get(side), dims, where), record, grid, where) for side in ("low", "high"))
+    low, high = (_rows(record.get(side), dims, where) for side in ("low", "high"))
     labels = tuple(str(n) for n in record.get("labels") or ())
     _same_length(high, low, where)
     _same_length(labels, low, where)
-    return Boxes(np.minimum(low, high), np.maximum(low, high), labels)
+    low, high = grid().world_bounds(low, high) if _by_index(record, where) else (np.minimum(low, high), np.maximum(low, high))
+    return Boxes(low, high, labels)
 
 
 def points_json(points: Points) -> dict:
@@ -153,8 +154,8 @@ def _same_length(extra: Any, rows: np.ndarray, where: str) -> None:
         raise DataError("names or ids do not go with the coordinates", where=where, found=len(extra), allowed=len(rows))
 
 
-def _world(rows: np.ndarray, record: dict, grid: Grid, where: str) -> np.ndarray:
+def _by_index(record: dict, where: str) -> bool:
     space = record.get("space", "world")
     if space not in ("world", "index"):
         raise DataError("unknown space", where=where, found=repr(space), allowed="world, index")
-    return grid().to_world(rows) if space == "index" else rows
+    return space == "index"

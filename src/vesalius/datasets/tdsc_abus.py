@@ -213,10 +213,8 @@ def boxes_table(boxes: dict[str, Boxes], grids: dict[str, Geometry], *, box_axes
     for case, found in boxes.items():
         scores = np.ones(len(found.low)) if found.scores is None else found.scores
         for low, high, score in zip(found.low, found.high, scores, strict=True):
-            corners = np.array(np.meshgrid(*np.stack([low, high]).T, indexing="ij")).reshape(3, -1).T
-            index = grids[case].to_index(corners)
             start, stop = np.empty(3), np.empty(3)
-            start[order], stop[order] = index.min(0), index.max(0)
+            start[order], stop[order] = grids[case].index_bounds(low, high)
             centre, size = (start + stop) / 2, stop - start
             row: dict[str, float | str] = {"public_id": case}
             row |= {f"coord{a}": float(c) for a, c in zip("XYZ", centre, strict=True)}

@@ -16,13 +16,14 @@ from ..core.case import LabelMap
 from ..core.errors import UsageError
 from ..core.manifest import Manifest
 from ..core.prediction import Prediction
-from ..io import header, write_displacement, write_image, write_labels
+from ..io import header, is_dicom, write_dicom_seg, write_displacement, write_image, write_labels, write_rtstruct
 from ..io.files import WRITABLE
 from ..io.wsi import is_slide, write_geojson
 from ..ops.polygons import annotations
 from .inputs import Job
 from .record import write_json
 
+DERIVED = {"dicomseg": ".seg.dcm", "rtstruct": ".rtstruct.dcm"}  # formats that refer to the DICOM series they were drawn on
 Files = dict[Path, Callable[[], object]]  # where each file goes and what writes it; the last one tells that the case is done
 
 
@@ -46,7 +47,7 @@ class Answers:
         return tuple(e for e in WRITABLE if dims == 2 or e not in (".png", ".tif"))
 
     def ending(self, job: Job, format: str | None) -> str:
-        """Of the file that is named after the case."""
+        """Of the file that is named after the case. Raises UsageError for an input that the format cannot refer to."""
         return format or job.ending
 
     def left_out(self, answer: Prediction) -> list[str]:
@@ -54,14 +55,24 @@ class Answers:
         return []
 
     def files(self, target: Path, answer: Prediction, job: Job, format: str | None, probability: bool) -> Files:
-        """What one case's answer is written as."""
+        """What one case's answer is written as; without ``target`` where there is nothing that the format could hold."""
         raise NotImplementedError
 
 
 class LabelMaps(Answers):
-    """A label file on the input's own grid; beside it the probability, images that the card names, and a slide's polygons."""
+    """A label file on the input's own grid, or a DICOM object that refers to the input's series; beside it the probability, images that the
+    card names, and a slide's polygons."""
 
     noun = "label files"
+
+    def formats(self, dims):
+        return (*super().formats(dims), *(DERIVED if dims == 3 else ("dicomseg",)))  # contours need a place in space
+
+    def ending(self, job, format):
+        if format in DERIVED and not (job.files and is_dicom(job.files[0])):
+            fix = "leave --format out, or give the folder of the DICOM series"
+            raise UsageError(f"a {format} refers to a DICOM series, and this input is none", where=job.where, fix=fix)
+        return DERIVED.get(format, format) or job.ending
 
     def files(self, target, answer, job, format, probability):
         values, names = self.manifest.values, self.manifest.names
@@ -77,7 +88,11 @@ class LabelMaps(Answers):
             path = target.with_suffix(".geojson")
             out[path] = partial(self._outline, path, answer, job)
         label = answer.label
-        out[target] = partial(write_labels, target, np.asarray(label.data), label.geometry, values=values, names=names)
+        if format not in DERIVED:
+            out[target] = partial(write_labels, target, np.asarray(label.data), label.geometry, values=values, names=names)
+        elif (np.asarray(label.data) > 0).any():  # without a structure there is no valid one
+            write = write_dicom_seg if format == "dicomseg" else write_rtstruct
+            out[target] = partial(write, target, label, str(job.files[0]), algorithm=self.card.slug if self.card else "Vesalius")
         return out
 
     def _outline(self, path: Path, answer: Prediction, job: Job) -> None:
@@ -176,4 +191,4 @@ def beside(target: Path, what: str, kind: str = ".nii.gz") -> Path:
 
 
 def _kind(target: Path) -> str:
-    return next(e for e in WRITABLE if target.name.endswith(e))
+    return next(e for e in (*WRITABLE, *DERIVED.values()) if target.name.endswith(e))

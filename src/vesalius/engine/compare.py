@@ -31,7 +31,6 @@ from ..ops.prompts import user
 from ..report.page import write_report
 from .api import hide_labels, plan_for, score_split, train
 from .evaluate import RULES, Pictures, Problem, case_columns, evaluate, pooled
-from .interact import USUAL
 from .progress import Progress
 from .record import machine, read_json, versions, write_json
 from .runs import Trained, open_run
@@ -241,7 +240,7 @@ def _asked(arm: Arm, trained: Trained, prompts: Sequence[str]) -> list[tuple[str
     """(name in the report, simulated user): one for each user of a promptable method, else the arm itself."""
     if not isinstance(trained.method, PromptableMethod):
         return [(arm.name, "")]
-    return [(f"{arm.name}, {mode}", mode) for mode in prompts or (USUAL,)]
+    return [(f"{arm.name}, {mode}", mode) for mode in prompts or (trained.method.usual,)]
 
 
 def _beside(trained: Trained, what: str, mode: str) -> Path:

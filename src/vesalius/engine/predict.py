@@ -60,6 +60,9 @@ def predict(
     image files. Of each pair it writes <fixed>__<moving>.nii.gz, the displacement in world mm on the fixed grid, and beside it the warped
     moving image (.._warped) and, of a dataset, the warped moving labels (.._labels).
 
+    ``format``: an ending, or 'dicomseg' or 'rtstruct' for inputs that are DICOM series, which the objects then refer to; of a case in which
+    nothing was found there is no such object, and that is said.
+
     A method that takes expressions answers those of a dataset (queries.csv) and ``texts``, as text1, text2, ..., for every input: a folder
     <case>/ of masks, one an expression, and <case>.json with their scores.
     """
@@ -118,7 +121,11 @@ def _predict(
                     _may_write(path, job, overwrite or ledger.wrote(path))
                 for path, write in files.items():
                     _write(path, write, ledger)
-                written.add(target)
+                if target in files:
+                    written.add(target)
+                else:
+                    target.unlink(missing_ok=True)  # of an earlier prediction
+                    progress.say(f"{job.name}: nothing was found, and a {format} of nothing is not valid: none is written")
             except (DataError, ResourceError) as e:
                 failed.append(str(e))
             except (MemoryError, RuntimeError) as e:

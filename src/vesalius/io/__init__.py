@@ -6,12 +6,12 @@ Importing this package loads no format library; the first read or write does.
 from importlib import import_module
 
 from .atomic import atomic, atomic_write_bytes, atomic_write_json, atomic_write_text
-from .kind import sniff
+from .kind import is_dicom, sniff
 from .notes import VesaliusNote
 
 _HOMES = {name: "files" for name in ("read_image", "read_labels", "write_image", "write_labels", "write_displacement", "header")}
 _HOMES |= {"write_dicom_seg": "dicom_seg", "write_rtstruct": "rtstruct", "read_rtstruct": "rtstruct"}
-__all__ = [*_HOMES, "atomic", "atomic_write_bytes", "atomic_write_json", "atomic_write_text", "sniff", "VesaliusNote"]
+__all__ = [*_HOMES, "atomic", "atomic_write_bytes", "atomic_write_json", "atomic_write_text", "is_dicom", "sniff", "VesaliusNote"]
 
 
 def __getattr__(name: str):

@@ -74,6 +74,16 @@ def sniff(path: str | Path) -> str:
     return kind
 
 
+def is_dicom(where: str | Path) -> bool:
+    """Whether ``where`` names DICOM: a file, the folder of a series, or 'folder#SeriesInstanceUID'."""
+    if Path(where).is_dir() or (not Path(where).exists() and Path(str(where).rpartition("#")[0] or where).is_dir()):
+        return True
+    try:
+        return sniff(where) == "dicom"
+    except DataError:
+        return False
+
+
 def _by_structure(head: bytes) -> str | None:
     if _is_nifti(head):
         return "nifti"

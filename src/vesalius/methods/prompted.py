@@ -24,6 +24,7 @@ from ..ops.raster import fill
 from .learned import LearnedMethod
 
 KINDS = {Point: "point", Scribble: "scribble", Lasso: "lasso", Box: "box", Mask: "mask"}
+_CARRY = "outline a slice or more and ask in a SequenceSession (engine.interact)"
 AS_POINTS = 32  # points that a scribble becomes, at most
 
 
@@ -32,7 +33,16 @@ class PromptableMethod(LearnedMethod):
     name, and objects are answered apart."""
 
     kinds: frozenset[str] = frozenset({"point", "scribble"})
+    boxes_by_slice = False  # whether an object may have several boxes a turn; ``Asked.boxes`` is then (n, 2, d), in the slices of a volume
+    usual = "3clicks"  # the simulated user (``ops.prompts.user``) who asks it where nobody says how
     readout = "sigmoid"
+
+    @property
+    def axis(self) -> int:
+        """The one that a person, or a model of two dimensions, sees slices across: the coarsest of the plan's grid (by its spacing, or else
+        the one that the plan first looks along with a kernel of 1), of equals the last."""
+        spacing = self.plan.grid.spacing or tuple(1 / k for k in next(iter(self.plan.kernels), (1,) * self.plan.dims))
+        return int(np.flatnonzero(np.isclose(spacing, max(spacing)))[-1])
 
     def embed(self, image: Tensor, condition: Condition | None = None) -> Any:
         """What is kept of images (B, C, *s) for all their prompts; a session calls it once."""
@@ -72,7 +82,7 @@ class PromptableMethod(LearnedMethod):
         clicks = [_voxels(p, geometry) for p in prompts if isinstance(p, (Point, Scribble))]
         boxes = [_corners(p, geometry) for p in prompts if isinstance(p, Box)]
         masks = [_on(p.mask, geometry) for p in prompts if isinstance(p, Mask)]
-        if len(boxes) > 1 or len(masks) > 1:
+        if len(boxes) > 1 and not self.boxes_by_slice or len(masks) > 1:
             raise UsageError("an object takes one box and one mask a turn", found=f"{len(boxes)} boxes, {len(masks)} masks")
         index = np.concatenate([i for i, _ in clicks]) if clicks else np.zeros((0, geometry.ndim))
         sign = np.concatenate([s for _, s in clicks]) if clicks else np.zeros(0, bool)
@@ -91,7 +101,7 @@ class PromptableMethod(LearnedMethod):
             if "mask" in self.kinds:
                 return Mask(LabelMap(inside.astype(np.uint8), geometry), prompt.object, prompt.frame)
             if "box" in self.kinds:
-                low, high = geometry.to_world(users.box(inside))
+                low, high = geometry.world_bounds(*users.box(inside))
                 return Box(tuple(low), tuple(high), prompt.object, prompt.frame)
             deepest, _ = users.clicks(inside, None, np.random.default_rng(0))
             return Point(tuple(geometry.to_world(deepest[0])), True, prompt.object, prompt.frame)
@@ -101,6 +111,33 @@ class PromptableMethod(LearnedMethod):
                 "this method does not understand the prompt", where=type(self).__name__, found=kind, allowed=sorted(self.kinds)
             )
         return prompt
+
+
+class SequenceMethod(PromptableMethod):
+    """Carries masks of some slices of a volume, or frames of a film, to the others with a memory (a ``Carrier`` of
+    ``inferers.propagation``). A frame is (1, C, h, w); they follow each other along ``axis`` of the prepared grid."""
+
+    kinds = frozenset({"mask"})
+    usual = "1slice"
+    every = 5  # frames from one that is remembered to the next
+
+    def memory(self) -> Any:
+        """Of nothing yet."""
+        raise NotImplementedError
+
+    def remember(self, frame: Any, masks: Tensor, memory: Any, *, given: bool) -> Any:
+        """The memory with masks (K, h, w) in [0, 1] of an embedded frame in it; ``given`` ones are a person's and stay."""
+        raise NotImplementedError
+
+    def carry(self, frame: Any, memory: Any) -> tuple[Tensor, Any]:
+        """((K, h, w) probabilities of the objects in an embedded frame, the memory after it)."""
+        raise NotImplementedError
+
+    def decode(self, embedding: Any, history: Sequence[Turn]) -> Candidates:
+        raise UsageError("masks are carried through a sequence, not answered image by image", fix=_CARRY)
+
+    def predict(self, case: Case, prompts: Sequence[Prompt] = (), *, rng: np.random.Generator) -> Prediction:
+        raise UsageError("masks of some slices are needed", where=f"case {case.id}", fix=_CARRY)
 
 
 def objects_of(prompts: Sequence[Prompt]) -> dict[str, list[Prompt]]:
@@ -124,8 +161,7 @@ def _corners(box: Box, geometry: Geometry) -> np.ndarray:
     ends = np.array([box.low, box.high], float)
     if ends.shape != (2, d) or (ends[0] > ends[1]).any():
         raise GeometryError("a box has a low and a high corner in mm", found=ends.tolist(), allowed=f"{d} numbers each, low <= high")
-    corners = geometry.to_index(users.corners(ends))
-    low, high = corners.min(0), corners.max(0)
+    low, high = geometry.index_bounds(*ends)
     if (high < -0.5).any() or (low > np.array(geometry.shape) - 0.5).any():
         raise GeometryError("the box lies outside the image", found=ends.tolist(), allowed=geometry.describe())
     return np.clip([low, high], -0.5, np.array(geometry.shape) - 0.5)

@@ -90,9 +90,7 @@ def component_boxes(mask: np.ndarray, grid: Geometry, *, smallest: float = 0.0) 
     low, high = np.zeros((len(kept), mask.ndim)), np.zeros((len(kept), mask.ndim))
     for row, k in enumerate(kept):
         at = np.argwhere(labels == k)
-        corners = np.array(np.meshgrid(*np.stack([at.min(0) - 0.5, at.max(0) + 0.5]).T, indexing="ij")).reshape(mask.ndim, -1).T
-        world = grid.to_world(corners)
-        low[row], high[row] = world.min(0), world.max(0)
+        low[row], high[row] = grid.world_bounds(at.min(0) - 0.5, at.max(0) + 0.5)
     return Boxes(low, high)
 
 

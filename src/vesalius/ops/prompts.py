@@ -22,36 +22,55 @@ from ..core.errors import DataError, UsageError
 from .components import bounding_box, components
 
 Policy = Literal["centre", "uniform", "distance"]
+MODES = "box, box20, 1click, 5clicks, 3random, scribble, 2slices, everything, each-box, each-1click; after a turn: pick"
 
 
 @dataclass(frozen=True)
 class Ask:
     """What the user gives in one turn: a 'box', whose sides are each off by up to ``jitter`` of their length; ``count`` 'click's chosen
-    by ``policy``; or a 'scribble'."""
+    by ``policy``; a 'scribble'; or the outlines of all structures in ``count`` 'slice's of a volume. ``each``: once for every slice that
+    shows the structure. Or the user chooses: 'pick', of the masks that the method had for the last turn the best one; 'everything', of
+    the masks that a grid of ``count`` clicks a side finds, without a word of what is wanted."""
 
-    kind: Literal["box", "click", "scribble"]
+    kind: Literal["box", "click", "scribble", "slice", "pick", "everything"]
     count: int = 1
     policy: Policy = "centre"
     jitter: float = 0.0
+    each: bool = False
 
 
 def user(mode: str) -> tuple[Ask, ...]:
     """Turns of a user written in one word: 'box', 'box20' (off by up to 20 %), '1click', '5clicks' (one a turn, each where the answer is
-    most wrong), '3random' (uniform in the error), 'scribble', and several joined by '+': 'box20+2clicks'. Raises UsageError."""
+    most wrong), '3random' (uniform in the error), 'scribble', '2slices' (outlined at once), 'pick' (the best of the masks it had, as an
+    oracle chooses), 'everything' (32 x 32 clicks and an oracle; 'everything8': 8 x 8); 'each-box', 'each-1click' (a prompt in every slice
+    that shows the structure: it tells where the structure ends); and several joined by '+': 'box20+2clicks'. Raises UsageError."""
     turns: list[Ask] = []
     for word in mode.split("+"):
-        if box := re.fullmatch(r"box(\d{0,2})", word):
-            turns.append(Ask("box", jitter=int(box[1] or 0) / 100))
-        elif clicks := re.fullmatch(r"([1-9]\d?)(clicks?|random)", word):
-            policy: Policy = "uniform" if clicks[2] == "random" else "centre"
-            turns += [Ask("click", policy=policy)] * int(clicks[1])
-        elif word == "scribble":
-            turns.append(Ask("scribble"))
+        if box := re.fullmatch(r"(each-)?box(\d{0,2})", word):
+            turns.append(Ask("box", jitter=int(box[2] or 0) / 100, each=bool(box[1])))
+        elif clicks := re.fullmatch(r"(each-)?([1-9]\d?)(clicks?|random)", word):
+            policy: Policy = "uniform" if clicks[3] == "random" else "centre"
+            turns += [Ask("click", policy=policy, each=bool(clicks[1]))] * int(clicks[2])
+        elif slices := re.fullmatch(r"([1-9]\d?)slices?", word):
+            turns.append(Ask("slice", count=int(slices[1])))
+        elif everything := re.fullmatch(r"everything(\d{0,2})", word):
+            turns.append(Ask("everything", count=int(everything[1] or 32)))
+        elif word == "scribble" or (word == "pick" and turns):
+            turns.append(Ask(word))
         else:
-            raise UsageError(
-                "a prompt mode is not understood", found=mode, allowed="box, box20, 1click, 5clicks, 3random, scribble, joined by '+'"
-            )
+            raise UsageError("a prompt mode is not understood", found=mode, allowed=f"{MODES}; joined by '+'")
     return tuple(turns)
+
+
+def meant(label: np.ndarray, rng: np.random.Generator, *, piece: bool = False) -> np.ndarray:
+    """(*s) bool: what the user means in a patch of class indices (*s): one of the structures that it shows, by chance, or one connected
+    ``piece`` of it; empty where it shows none."""
+    present = [k for k in np.unique(label) if k > 0]
+    mask = label == rng.choice(present) if present else np.zeros(label.shape, bool)
+    if piece and present:
+        pieces, sizes = components(mask)
+        mask = pieces == 1 + rng.integers(len(sizes))
+    return mask
 
 
 def clicks(
@@ -100,12 +119,6 @@ def box(truth: np.ndarray, rng: np.random.Generator | None = None, *, jitter: fl
     return ends
 
 
-def corners(ends: np.ndarray) -> np.ndarray:
-    """(2^d, d): all corners of the box between ``ends`` (2, d), low and high."""
-    d = ends.shape[1]
-    return np.array([[ends[(k >> a) & 1, a] for a in range(d)] for k in range(2**d)])
-
-
 def scribble(truth: np.ndarray, answer: np.ndarray | None, *, plane: int | None = None) -> tuple[np.ndarray, bool]:
     """(line (n, d) int, positive): the longest way along the centre line of the error's largest piece, from end to end, voxels in order.
     ``plane``: an axis; the line stays in the one plane across it that shows most of the piece. An answer without error gives (0, d)."""
@@ -120,6 +133,21 @@ def scribble(truth: np.ndarray, answer: np.ndarray | None, *, plane: int | None 
         line = _centre_line(_largest(np.take(piece, at, plane)))
         return np.insert(line, plane, at, axis=1), positive
     return _centre_line(piece), positive
+
+
+def slices(truth: np.ndarray, answer: np.ndarray | None, *, axis: int, count: int) -> list[int]:
+    """Up to ``count`` slices across ``axis`` in which K structures (K, *s) bool are worth outlining: their extent cut into as many equal
+    parts, and of each the slice that shows most of them (of what is wrong with ``answer``), each structure measured by its largest
+    slice."""
+    truth = np.asarray(truth, bool)
+    wrong = truth if answer is None else truth != np.asarray(answer, bool)
+    areas = np.moveaxis(wrong, axis + 1, 1).sum((2, 3)).astype(float)
+    worth = (areas / np.maximum(areas.max(1, keepdims=True), 1)).sum(0)
+    shown = np.flatnonzero(worth)
+    if not len(shown):
+        return []
+    parts = np.array_split(np.arange(shown[0], shown[-1] + 1), count)
+    return [int(part[worth[part].argmax()]) for part in parts if len(part) and worth[part].any()]
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ import numpy as np
 
 from ..core.case import Case
 from ..core.errors import UsageError
-from ..core.prediction import Prediction
 from .store import Entry
 
 STRATEGIES = ("order", "uncertainty", "diversity")
@@ -45,14 +44,7 @@ def picture(case: Case) -> np.ndarray:
     return np.concatenate([(coarse - coarse.mean()) / (coarse.std() + 1e-6) / np.sqrt(coarse.size), size])
 
 
-def uncertainty(answer: Prediction) -> float | None:
-    """Mean binary or class entropy (0 to 1) where the answer is not certainly background; None of an answer without probabilities."""
-    if answer.probability is None:
-        return None
-    p = np.clip(np.asarray(answer.probability.data, np.float32), 1e-6, 1 - 1e-6)
-    if answer.threshold is None:
-        entropy = -(p * np.log(p)).sum(0) / np.log(max(2, len(p)))
-    else:
-        entropy = (-(p * np.log(p) + (1 - p) * np.log(1 - p)) / np.log(2)).max(0)
-    doubtful = entropy > 0.05
-    return float(entropy[doubtful].mean()) if doubtful.any() else 0.0
+def overall(doubt: np.ndarray) -> float:
+    """A map of doubt (0 to 1) in one number: its mean where the answer is not certain."""
+    doubtful = doubt > 0.05
+    return float(doubt[doubtful].mean()) if doubtful.any() else 0.0

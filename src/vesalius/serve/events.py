@@ -10,6 +10,7 @@ from typing import Any
 
 HEARTBEAT = 15.0
 _WAITING = 256  # events that a slow page may be behind; then the oldest go
+_END = ""
 
 
 class Hub:
@@ -20,15 +21,22 @@ class Hub:
         self.lock = threading.Lock()
 
     def publish(self, event: str, **data: Any) -> None:
+        self._tell(f"event: {event}\ndata: {json.dumps(data)}\n\n")
+
+    def _tell(self, text: str) -> None:
         with self.lock:
             pages = list(self.pages.items())
         for queue, (loop, _) in pages:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_put, queue, f"event: {event}\ndata: {json.dumps(data)}\n\n")
+                loop.call_soon_threadsafe(_put, queue, text)
 
     def users(self) -> list[str]:
         with self.lock:
             return sorted(user for _, user in self.pages.values())
+
+    def close(self) -> None:
+        """End all streams."""
+        self._tell(_END)
 
     async def stream(self, user: str) -> AsyncIterator[str]:
         """Text of events as they come, a comment now and then so that a dead connection is noticed."""
@@ -39,9 +47,12 @@ class Hub:
             self.publish("presence", users=self.users())
             while True:
                 try:
-                    yield await asyncio.wait_for(queue.get(), HEARTBEAT)
+                    text = await asyncio.wait_for(queue.get(), HEARTBEAT)
                 except TimeoutError:
-                    yield ": still here\n\n"
+                    text = ": still here\n\n"
+                if text == _END:
+                    return
+                yield text
         finally:
             with self.lock:
                 self.pages.pop(queue, None)

@@ -1,6 +1,6 @@
 """Saved masks as files of other programs, and as a dataset folder that ``vesalius train`` takes at once.
 
-DICOM SEG and RTSTRUCT are not written yet: ``io`` has no writer for them.
+DICOM SEG and RTSTRUCT refer to the series that the masks were drawn on, so they are of cases that were read from one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from ..core.errors import DataError, UsageError
 from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
 from ..datasets import write_dataset
-from ..ops.components import components
+from ..ops.components import bounding_box, components
 from .store import Entry, Project
 
-FORMATS = ("nifti", "png", "coco", "dataset")
-MISSING = ("dicomseg", "rtstruct")
+FORMATS = ("nifti", "dicomseg", "rtstruct", "png", "coco", "dataset")
 Step = Callable[[float, str], None]
 
 
@@ -39,6 +38,8 @@ def export(project: Project, format: str, cases: Sequence[Entry], folder: Path, 
     try:
         if format == "dataset":
             as_dataset(project, saved, folder / "dataset", step)
+        elif format in ("dicomseg", "rtstruct"):
+            _dicom(project, saved, folder, step, format)
         else:
             writers: dict[str, Callable] = {"nifti": _nifti, "png": _png, "coco": _coco}
             writers[format](project, saved, folder, step)
@@ -50,10 +51,8 @@ def export(project: Project, format: str, cases: Sequence[Entry], folder: Path, 
 
 
 def check_format(format: str) -> None:
-    if format in MISSING:
-        raise UsageError("this format cannot be written yet", found=format, allowed=", ".join(FORMATS))
     if format not in FORMATS:
-        raise UsageError("no such format", found=format[:20], allowed=", ".join((*FORMATS, *MISSING)))
+        raise UsageError("no such format", found=format[:20], allowed=", ".join(FORMATS))
 
 
 def file_names(entries: Sequence[Entry]) -> dict[str, str]:
@@ -112,6 +111,37 @@ def _nifti(project: Project, entries: Sequence[Entry], folder: Path, step: Step)
         io.write_labels(folder / f"{name}.nii.gz", label.data, label.geometry, values=tuple(table), names=tuple(table.values()))
 
 
+def _dicom(project: Project, entries: Sequence[Entry], folder: Path, step: Step, format: str) -> None:
+    """An object a case, on the slices of its series; empty masks, of which there is no valid object, are listed in empty.json."""
+    sources = [project.series(e, format) for e in entries]
+    write = io.write_dicom_seg if format == "dicomseg" else io.write_rtstruct
+    colours = {x.name: tuple(bytes.fromhex(x.color[1:])) for x in project.labels}
+    empty = []
+    for k, (e, name, source) in enumerate(zip(entries, file_names(entries).values(), sources, strict=True)):
+        step(k / len(entries), "writing DICOM objects")
+        label = project.label_map(e.id)
+        if np.asarray(label.data).any():
+            write(folder / f"{name}.dcm", label, source, colours=colours, how=how_made(project.entry(e.id)))
+        else:
+            empty.append(name)
+    if len(empty) == len(entries):
+        raise DataError(f"these masks are empty, and a {format} of nothing is not valid", fix="export NIfTI label maps")
+    if empty:
+        io.atomic_write_json(folder / "empty.json", empty)
+
+
+def how_made(entry: Entry) -> str:
+    """manual, automatic (a model's answer as it came) or semiautomatic, by the newest version and those it was made from."""
+    known, kinds = {v.id: v for v in entry.versions}, []
+    version = known.get(entry.head)
+    while version is not None:
+        kinds.append(version.origin.get("kind", "manual"))
+        version = known.get(version.parent)
+    if kinds[0] == "model":
+        return "automatic"
+    return "manual" if set(kinds) <= {"manual", "recovered"} else "semiautomatic"
+
+
 def _png(project: Project, entries: Sequence[Entry], folder: Path, step: Step) -> None:
     """A picture a case; of volumes a folder of slices along the last axis, row by row."""
     for k, (e, name) in enumerate(zip(entries, file_names(entries).values(), strict=True)):
@@ -138,8 +168,8 @@ def _coco(project: Project, entries: Sequence[Entry], folder: Path, step: Step) 
             pieces, sizes = components(mask == value)
             for piece in range(1, len(sizes) + 1):
                 on = pieces == piece
-                rows, columns = (np.flatnonzero(on.any(a)) for a in (1, 0))
-                box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]
+                rows, columns = bounding_box(on)
+                box = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
                 record = {"id": len(annotations) + 1, "image_id": k, "category_id": int(value), "iscrowd": 0, "bbox": box}
                 annotations.append(record | {"area": int(on.sum()), "segmentation": {"size": list(mask.shape), "counts": run_lengths(on)}})
     categories = [{"id": x.value, "name": x.name} for x in project.labels]
@@ -162,4 +192,4 @@ def _packed(folder: Path) -> Path:
     return target
 
 
-__all__ = ["FORMATS", "MISSING", "as_dataset", "check_format", "export", "file_names", "run_lengths"]
+__all__ = ["FORMATS", "as_dataset", "check_format", "export", "file_names", "how_made", "run_lengths"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import catalog
 from ..core.case import Case
-from ..core.errors import RunError, UsageError, VesaliusError
+from ..core.errors import RunError, UsageError, VesaliusError, nearest
 from ..core.manifest import Manifest
 from ..core.method import Method
 from ..core.plan import Plan
@@ -26,7 +26,8 @@ _ALL = ("box", "lasso", "mask", "point", "scribble")
 
 @dataclass(frozen=True)
 class Model:
-    """``kinds``: the prompts it takes; none: it answers by itself. ``dims``: what it looks at; a 2D one sees volumes slice by slice."""
+    """``kinds``: the prompts it takes; none: it answers by itself. ``dims``: what it looks at; a 2D one sees volumes slice by slice.
+    ``carries``: it understands nothing but masks of some slices, which it carries to the others."""
 
     id: str
     title: str
@@ -34,8 +35,19 @@ class Model:
     dims: tuple[int, ...]
     run: Path | None = None
 
+    @property
+    def carries(self) -> bool:
+        return self.kinds == ("mask",)
+
     def to_json(self) -> dict[str, Any]:
-        return {"id": self.id, "title": self.title, "kinds": list(self.kinds), "dims": list(self.dims), "trained": self.run is not None}
+        return {
+            "id": self.id,
+            "title": self.title,
+            "kinds": list(self.kinds),
+            "dims": list(self.dims),
+            "trained": self.run is not None,
+            "carries": self.carries,
+        }
 
 
 @dataclass(frozen=True)
@@ -49,10 +61,10 @@ Build = Callable[[Case, int], Loaded]  # of a case, and the dimensions that are 
 
 
 class Models:
-    """``built``: further models by id, (what it is, how it is made)."""
+    """``built``: further models by id, (what it is, how it is made); ``first``: the id that is listed first."""
 
-    def __init__(self, project: Project, built: Mapping[str, tuple[Model, Build]] | None = None):
-        self.project, self.built = project, dict(built or {})
+    def __init__(self, project: Project, built: Mapping[str, tuple[Model, Build]] | None = None, first: str = ""):
+        self.project, self.built, self.first = project, dict(built or {}), first
         self.held: OrderedDict[Any, Loaded] = OrderedDict()
         self.lock = threading.RLock()
 
@@ -64,7 +76,7 @@ class Models:
                 known.append(_of_run(id, title, run))
             except VesaliusError:
                 continue
-        return known
+        return sorted(known, key=lambda m: m.id != self.first)
 
     def get(self, id: str) -> Model:
         found = next((m for m in self.list() if m.id == id), None)
@@ -93,16 +105,16 @@ class Models:
             trained = api.open_run(model.run)
             return Loaded(trained.method, trained.plan, False)
         names, labels = tuple(case.images), dict(zip(self.project.names, self.project.values, strict=True))
-        plan = Plan(dims, names, sum(len(i.data) for i in case.images.values()), self.project.names)
+        plan = Plan(dims, names, sum(len(i.data) for i in case.images.values()), self.project.names, precision="auto")
         manifest = Manifest(self.project.manifest.name, self.project.manifest.root, dims, names, labels, ())
         method = catalog.build(model.id, plan, manifest)
         return Loaded(method, method.plan, True)  # its own plan: the grid and intensities that its weights expect
 
 
 def prompts_of(slug: str) -> tuple[str, ...]:
-    """The kinds of prompts that a card takes; a lasso is understood by whoever takes any."""
+    """The kinds of prompts that a card takes; a lasso is understood by whoever answers to a place."""
     kinds = {field.partition(":")[2] for field in catalog.get(slug).takes if field.startswith("prompts:")} - {""}
-    return tuple(k for k in _ALL if k in kinds or (kinds and k == "lasso"))
+    return tuple(k for k in _ALL if k in kinds or (kinds - {"mask"} and k == "lasso"))
 
 
 def _of_card(slug: str) -> Model:
@@ -111,18 +123,35 @@ def _of_card(slug: str) -> Model:
 
 
 def _of_run(id: str, title: str, run: Path) -> Model:
+    method, dims = _record(run)
+    return Model(id, title, prompts_of(method), (dims,), run)
+
+
+def _record(run: Path) -> tuple[str, int]:
+    """(slug, dimensions) of a run folder. Raises RunError."""
     try:
         record, plan = (json.loads((run / name).read_text()) for name in ("run.json", "plan.json"))
-        return Model(id, title, prompts_of(record["method"]), (int(plan["dims"]),), run)
+        return record["method"], int(plan["dims"])
     except (OSError, ValueError, KeyError) as error:
         raise RunError("the run cannot be read", where=run) from error
 
 
-def add_model(project: Project, model: str) -> str:
-    """``--model``: a zero-shot slug as it is, or a run folder, which the project then knows; the model's id."""
+def checked_model(model: str) -> tuple[str, Path | None]:
+    """What ``--model`` names: (slug, None) of a zero-shot method, (title, folder) of a run. Raises UsageError, RunError."""
+    run = Path(model)
     if model in ZERO_SHOT:
-        return model
-    if (Path(model) / "run.json").exists():
-        slug = _of_run("", "", Path(model)) and json.loads((Path(model) / "run.json").read_text())["method"]
-        return project.add_run(model, f"{slug}, {Path(model).resolve().name}")
-    raise UsageError("no such model", where="--model", found=model, allowed=f"a run folder or {', '.join(ZERO_SHOT)}")
+        return model, None
+    if (run / "run.json").exists():
+        return f"{_record(run)[0]}, {run.resolve().name}", run
+    allowed = f"a run folder or {', '.join(ZERO_SHOT)}"
+    if model in catalog.cards():
+        fix = f"train it first: vesalius train {model} --data DATA --out runs/{model}, then --model runs/{model}"
+        raise UsageError("this method answers only after a training", where="--model", found=model, allowed=allowed, fix=fix)
+    beside = [str(p.parent) for p in run.parent.glob("*/run.json")] if run.parent.is_dir() else []
+    raise UsageError("no such model", where="--model", found=model, allowed=allowed, fix=nearest(model, [*ZERO_SHOT, *beside]))
+
+
+def add_model(project: Project, model: str) -> str:
+    """``--model`` made known to the project; the model's id."""
+    title, run = checked_model(model)
+    return title if run is None else project.add_run(run, title)

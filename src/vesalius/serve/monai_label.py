@@ -13,7 +13,7 @@ from collections import OrderedDict
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
@@ -44,7 +44,7 @@ class _Any(BaseModel):
 
 def add_routes(app: FastAPI, desk: Desk, jobs: Jobs, guard: Guard) -> None:
     """Add the surface to the annotator's application."""
-    project, models = desk.project, desk.models
+    project, models, routes = desk.project, desk.models, APIRouter(tags=["MONAI Label"])
     uploads: OrderedDict[str, str] = OrderedDict()  # their session -> our case
 
     def case_of(image: str) -> str:
@@ -55,23 +55,23 @@ def add_routes(app: FastAPI, desk: Desk, jobs: Jobs, guard: Guard) -> None:
             raise Missing("there is no such image", fix="ask /datastore/ for the images")
         return found
 
-    @app.get("/auth/", tags=["MONAI Label"])
-    def auth() -> dict:
+    @routes.get("/auth/", summary="Whether and how to sign in")
+    def sign_in_facts() -> dict:
         return {"enabled": True, "realm": "Vesalius", "client_id": "vesalius"}
 
-    @app.post("/auth/token", tags=["MONAI Label"])
-    async def sign_in(request: Request) -> Response:
+    @routes.post("/auth/token", summary="The token, for the password that is the token")
+    async def sign_in_by_password(request: Request) -> Response:
         form = await request.form(max_files=0, max_fields=16)
         if not guard.accepts(str(form.get("password", ""))):
             return JSONResponse({"error": "the password is the server's token", "fix": None}, guard.refused())
         return JSONResponse({"access_token": guard.token, "token_type": "bearer"})
 
-    @app.get("/auth/token/valid", tags=["MONAI Label"])
-    def signed_in() -> dict:
+    @routes.get("/auth/token/valid", summary="Whether the token is valid")
+    def signed_in_user() -> dict:
         return {"username": _USER}
 
-    @app.get("/info/", tags=["MONAI Label"])
-    def info() -> dict:
+    @routes.get("/info/", summary="Models, labels and strategies")
+    def server_info() -> dict:
         labels = {x.name: x.value for x in project.labels}
         listed = {
             m.id: {
@@ -100,8 +100,8 @@ def add_routes(app: FastAPI, desk: Desk, jobs: Jobs, guard: Guard) -> None:
             "config": {},
         }
 
-    @app.get("/datastore/", tags=["MONAI Label"])
-    def datastore(output: str = "stats") -> Any:
+    @routes.get("/datastore/", summary="Images and labels that there are")
+    def datastore_listing(output: str = "stats") -> Any:
         entries = project.entries()
         done = [e for e in entries if e.head is not None]
         if output == "train":
@@ -110,32 +110,32 @@ def add_routes(app: FastAPI, desk: Desk, jobs: Jobs, guard: Guard) -> None:
             return {"total": len(entries), "completed": len(done), "label_tags": {"final": len(done)}}
         return {"objects": {e.id: {"image": {"ext": ".nii.gz", "info": {}}, "labels": _tags(e.head)} for e in entries}}
 
-    @app.get("/datastore/image", tags=["MONAI Label"])
-    def image(image: str) -> Response:
+    @routes.get("/datastore/image", summary="An image, as NIfTI")
+    def datastore_image(image: str) -> Response:
         from .app import image_file
 
         case = case_of(image)
         name = project.channels(project.entry(case))[0]
         return FileResponse(image_file(desk, case, name), media_type=_MIME, filename=f"{case}.nii.gz")
 
-    @app.get("/datastore/image/info", tags=["MONAI Label"])
-    def image_info(image: str) -> dict:
+    @routes.get("/datastore/image/info", summary="An image's name and status")
+    def datastore_image_info(image: str) -> dict:
         entry = project.entry(case_of(image))
         return {"name": entry.id, "status": entry.status}
 
-    @app.put("/datastore/", tags=["MONAI Label"])
-    async def add_image(request: Request, image: str = "") -> dict:
+    @routes.put("/datastore/", summary="A new case from an uploaded NIfTI")
+    async def datastore_add_image(request: Request, image: str = "") -> dict:
         form = await request.form(max_files=2, max_fields=16)
         content = await _file(form, "file", "files")
         return {"image": await run_in_threadpool(project.add, image, content)}
 
-    @app.get("/datastore/label", tags=["MONAI Label"])
-    def label(label: str, tag: str = "final") -> Response:
+    @routes.get("/datastore/label", summary="An image's newest label, as NIfTI")
+    def datastore_label(label: str, tag: str = "final") -> Response:
         case = case_of(label)
         return _sent(encode(project.mask(case)[None], project.geometry(case)), case)
 
-    @app.put("/datastore/label", tags=["MONAI Label"])
-    async def save_label(request: Request, image: str, tag: str = "final") -> dict:
+    @routes.put("/datastore/label", summary="Save a label as a new version")
+    async def datastore_save_label(request: Request, image: str, tag: str = "final") -> dict:
         form = await request.form(max_files=2, max_fields=16)
         content = await _file(form, "label", "file")
 
@@ -147,8 +147,8 @@ def add_routes(app: FastAPI, desk: Desk, jobs: Jobs, guard: Guard) -> None:
 
         return {"image": image, "label": await run_in_threadpool(save), "tag": tag}
 
-    @app.put("/session/", tags=["MONAI Label"])
-    async def new_session(request: Request) -> dict:
+    @routes.put("/session/", summary="A session that brings its own image")
+    async def upload_session(request: Request) -> dict:
         form = await request.form(max_files=2, max_fields=16)
         content = await _file(form, "files", "file")
         session = secrets.token_hex(8)
@@ -157,19 +157,19 @@ def add_routes(app: FastAPI, desk: Desk, jobs: Jobs, guard: Guard) -> None:
             uploads.popitem(last=False)
         return {"session_id": session, "image": uploads[session]}
 
-    @app.get("/session/{session}", tags=["MONAI Label"])
-    def session(session: str) -> dict:
+    @routes.get("/session/{session}", summary="Whether such a session is there")
+    def upload_session_state(session: str) -> dict:
         if session not in uploads:
             raise Missing("the session has ended", fix="start a new one")
         return {"name": session, "image": uploads[session]}
 
-    @app.delete("/session/{session}", tags=["MONAI Label"])
-    def end_session(session: str) -> dict:
+    @routes.delete("/session/{session}", summary="End such a session")
+    def end_upload_session(session: str) -> dict:
         uploads.pop(session, None)
         return {}
 
-    @app.post("/infer/{model}", tags=["MONAI Label"])
-    async def run_model(request: Request, model: str, image: str = "", session_id: str = "", output: str = "all") -> Response:
+    @routes.post("/infer/{model}", summary="A model's answer for an image, to clicks or a box where it takes them")
+    async def infer_image(request: Request, model: str, image: str = "", session_id: str = "", output: str = "all") -> Response:
         kind = request.headers.get("content-type", "")
         given = await (request.form(max_files=2, max_fields=16) if kind.startswith(("multipart/", "application/x-www")) else _json(request))
         params = given.get("params", {}) if isinstance(given, FormData) else given.get("params", given)
@@ -183,12 +183,12 @@ def add_routes(app: FastAPI, desk: Desk, jobs: Jobs, guard: Guard) -> None:
         body = encode(mask[None], project.geometry(case))
         return _sent(body, case) if output == "image" else _parts(facts, body, case)
 
-    @app.post("/activelearning/{strategy}", tags=["MONAI Label"])
+    @routes.post("/activelearning/{strategy}", summary="The image to label next")
     def next_sample(strategy: str, given: _Any | None = None) -> dict:
         chosen = active.next_case(project.entries(), strategy if strategy in active.STRATEGIES else "order", project.read, desk.pictures)
         return {} if chosen is None else {"id": chosen, "name": chosen, "strategy": strategy, "ext": ".nii.gz"}
 
-    @app.post("/train/{model}", tags=["MONAI Label"])
+    @routes.post("/train/{model}", summary="Train on the cases that are done")
     def start_training(model: str, given: _Any | None = None) -> dict:
         from .. import catalog
 
@@ -200,18 +200,20 @@ def add_routes(app: FastAPI, desk: Desk, jobs: Jobs, guard: Guard) -> None:
             raise UsageError("minutes are a number", found=str(minutes)[:20], allowed="up to 1440")
         return _training(jobs.start("train", lambda job: desk.train(job, model, minutes, None, None)).to_json())
 
-    @app.get("/train/", tags=["MONAI Label"])
-    def training(check_if_running: bool = False) -> Response:
+    @routes.get("/train/", summary="How a training gets on")
+    def training_state(check_if_running: bool = False) -> Response:
         trained = [j for j in jobs.list() if j.kind == "train"]
         running = next((j for j in trained if j.state in ("queued", "running")), None)
         if check_if_running and running is None:
             return JSONResponse({"error": "nothing is being trained", "fix": None}, 404)
         return JSONResponse(_training((running or trained[0]).to_json()) if trained else {})
 
-    @app.delete("/train/", tags=["MONAI Label"])
+    @routes.delete("/train/", summary="Stop the trainings")
     def stop_training() -> dict:
         stopped = [jobs.cancel(j.id).id for j in jobs.list() if j.kind == "train" and j.state in ("queued", "running")]
         return {"stopped": stopped}
+
+    app.include_router(routes)
 
 
 def _tags(head: str | None) -> dict:
@@ -259,8 +261,8 @@ def _prompts(params: dict, label: str, geometry: Geometry) -> list[Prompt]:
         if len(roi) != 6 and len(roi) != 2 * geometry.ndim:
             raise UsageError("a box is low and high along every axis", found=f"{len(roi)} numbers")
         ends = np.array(roi, float).reshape(-1, 2).T
-        world = geometry.to_world(np.array([_ours(e, geometry) for e in ends]))
-        prompts.append(Box(tuple(world.min(0)), tuple(world.max(0))))
+        low, high = geometry.world_bounds(*(_ours(e, geometry) for e in ends))
+        prompts.append(Box(tuple(low), tuple(high)))
     if not prompts:
         raise UsageError("this model answers to clicks or a box", fix="send 'foreground': [[i, j, k], ...] or 'roi'")
     return prompts

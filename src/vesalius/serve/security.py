@@ -29,6 +29,7 @@ MOST_SMALL = 16 * 2**20  # bodies of anything but masks and images
 LARGE = ("/label", "/datastore", "/session", "/infer")  # what masks and images are sent to
 CHUNK_SECONDS = 30.0  # a body that comes slower is given up
 _GUESSES, _WINDOW = 20, 60.0  # wrong tokens a minute before they are answered 429
+LOCAL = frozenset({"127.0.0.1", "localhost", "::1"})
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _PUBLIC = ("/", "/open", "/favicon.ico", "/auth/", "/auth/token")
 _HEADERS = {
@@ -59,7 +60,7 @@ class Guard:
     """The token and the hosts that a server goes by."""
 
     token: str
-    hosts: frozenset[str] = frozenset({"127.0.0.1", "localhost", "::1"})
+    hosts: frozenset[str] = LOCAL
     most_body: int = MOST_BODY
     wrong: deque[float] = field(default_factory=lambda: deque(maxlen=_GUESSES))
 

@@ -13,45 +13,49 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..core.case import Case, LabelMap
 from ..core.errors import DataError, GeometryError, UsageError
 from ..core.geometry import Geometry
 from ..core.prediction import Prediction
 from ..core.prompt import Box, Lasso, Mask, Point, Prompt, Scribble
-from ..engine.interact import Session
+from ..engine.interact import SequenceSession, Session
+from ..ops import prompts as users
 from .models import Loaded, Models
 from .store import Missing, Project
 from .wire import packed, unpacked
 
 MOST_SESSIONS = 64
+MOST_SESSION_BYTES = 4 * 2**30  # of images, slices and answers that sessions hold
+MOST_IDLE = 8 * 3600.0  # seconds that an unused session is kept
 MOST_EMBEDDING_BYTES = 2 * 2**30
 MOST_VIEWS = 256  # slices that a session remembers the prompts of
 _MOST_POINTS, _MOST_PROMPTS = 10_000, 256
 
 
 class Embeddings:
-    """key -> embedding, at most ``most`` bytes of them (the newest always stays)."""
+    """key -> embedding, at most ``most`` bytes of them when one is added (the newest always stays)."""
 
     def __init__(self, most: int = MOST_EMBEDDING_BYTES):
         self.most, self.held, self.lock = most, OrderedDict(), threading.RLock()
 
     @property
     def bytes(self) -> int:
-        return sum(size for _, size in self.held.values())
+        return sum(map(_bytes, self.held.values()))
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         with self.lock:
             if key in self.held:
                 self.held.move_to_end(key)
-                return self.held[key][0]
+                return self.held[key]
         value = make()  # outside the lock: others click meanwhile
         with self.lock:
-            self.held[key] = value, _bytes(value)
+            self.held[key] = value
             while len(self.held) > 1 and self.bytes > self.most:
                 self.held.popitem(last=False)
         return value
@@ -60,20 +64,33 @@ class Embeddings:
 def _bytes(value: Any) -> int:
     if hasattr(value, "nbytes"):
         return int(value.nbytes)
+    if is_dataclass(value):
+        value = vars(value)
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
     return sum(map(_bytes, items))
 
 
 class _View(Session):
-    """A session of the engine whose embedding lies in the server's cache."""
+    """A session of the engine whose embedding lies in the server's cache, and that answers with the probabilities of the object in question
+    (``shown``; None: of all): nobody waits for the objects that were drawn before."""
+
+    shown: str | None = None
 
     def __init__(self, loaded: Loaded, case: Case, key: Any, cache: Embeddings):
         super().__init__(loaded.method, case, loaded.plan)
         self.key, self.cache = key, cache
+        self.weight = sum(_bytes(i.data) for seen in (case, self.prepared) for i in seen.images.values())
 
     @property
     def embedding(self) -> Any:
         return self.cache.get(self.key, lambda: Session.embedding.func(self))
+
+    def answer(self) -> Prediction:
+        objects = {n: state for n, state in self.states[self.at].items() if self.shown in (None, n)}
+        if not objects:
+            return Prediction()
+        answer = self.method.masks(torch.cat([s.logits[0] for s in objects.values()]), tuple(objects), self.prepared.geometry)
+        return answer.with_(probability=answer.probability.on(self.case.geometry))
 
 
 @dataclass(frozen=True)
@@ -111,9 +128,12 @@ class Plane:
 
     def cut(self, data: np.ndarray) -> np.ndarray:
         """(C, *volume) -> (C, rows, columns)."""
-        flat = np.take(data, self.index, self.axis + 1)
-        flat = flat if self.axes[0] < self.axes[1] else flat.swapaxes(1, 2)
-        return np.ascontiguousarray(flat[:, :: -1 if self.turned[0] else 1, :: -1 if self.turned[1] else 1])
+        return np.ascontiguousarray(self.turn(np.take(data, self.index, self.axis + 1)))
+
+    def turn(self, flat: np.ndarray) -> np.ndarray:
+        """(.., a, b), a slice as the volume's array has it -> (.., rows, columns)."""
+        flat = flat if self.axes[0] < self.axes[1] else flat.swapaxes(-2, -1)
+        return flat[..., :: -1 if self.turned[0] else 1, :: -1 if self.turned[1] else 1]
 
     def place(self, flat: np.ndarray) -> np.ndarray:
         """(rows, columns) bool -> (*volume) with it in its slice."""
@@ -153,6 +173,7 @@ class Prompted:
     lock: Any = field(default_factory=threading.Lock)
     warm: Future | None = None
     used: float = field(default_factory=time.monotonic)
+    weight: int = 0  # bytes of slices and answers, without the case's own
 
     @property
     def sliced(self) -> bool:
@@ -166,7 +187,8 @@ class Prompted:
             if len(self.views) >= MOST_VIEWS:
                 raise UsageError("this session has prompts in too many slices", fix="save the mask and start a new session")
             cache_key = (self.case_id, self.model, key, self.window, id(self.loaded))
-            self.views[key] = _View(self.loaded, self._seen(self.plane(key)), cache_key, self.cache)
+            self.views[key] = view = _View(self.loaded, self._seen(self.plane(key)), cache_key, self.cache)
+            self.weight += view.weight
         return self.views[key]
 
     def _seen(self, plane: Plane | None) -> Case:
@@ -190,7 +212,9 @@ class Prompted:
             plane = self.plane(key)
             given = [_in_plane(p, plane) for p in prompts] if plane else list(prompts)
             view = self.view(key)
+            view.shown = object
             answer = view.ask([replace(p, object=object) for p in given])
+            self.weight += sum(_bytes(state.logits) for state in view.states[view.at].values())
             for other in {k for k in self.done[self.at :] if k != key}:
                 later = self.views[other]
                 later.states = later.states[: later.at + 1]
@@ -212,7 +236,7 @@ class Prompted:
                 raise UsageError("there is nothing to undo" if way < 0 else "there is nothing to redo")
             key = self.done[self.at - 1 if way < 0 else self.at]
             view = self.view(key)
-            names = {n for state in view.states for n in state}
+            view.shown, names = None, {n for state in view.states for n in state}
             answer = view.undo() if way < 0 else view.redo()
             self.at += way
             return [self._record(answer, name, key, started) for name in sorted(names)]
@@ -245,24 +269,28 @@ class Sessions:
     """The server's sessions, least recently used first out, and the thread that embeds for them in the background."""
 
     def __init__(self, project: Project, models: Models, cache: Embeddings | None = None, most: int = MOST_SESSIONS):
-        self.project, self.models, self.cache, self.most = project, models, cache or Embeddings(), most
+        self.project, self.models, self.cache = project, models, cache or Embeddings()
+        self.most, self.most_bytes = most, MOST_SESSION_BYTES
         self.held: OrderedDict[str, Prompted] = OrderedDict()
         self.lock, self.pool = threading.Lock(), ThreadPoolExecutor(1, "embedding")
 
     def start(self, case: str, model: str, *, window: tuple[float, float] | None = None, slice: tuple[int, int] | None = None) -> Prompted:
         """A session; its image is embedded in the background (of a sliced volume the named slice, if one is named)."""
-        if not self.models.get(model).kinds:
-            raise UsageError("this model takes no prompts", found=model, fix="run it on the case instead")
+        known = self.models.get(model)
+        if not known.kinds or known.carries:
+            fix = "propagate a mask with it" if known.carries else "run it on the case instead"
+            raise UsageError("this model takes no prompts", found=model, fix=fix)
         if window is not None and not (np.isfinite(window).all() and window[0] < window[1]):
             raise UsageError("a window has a low and a high grey value", found=window)
-        image = self.project.read(case)
+        with self.lock:
+            shared = next((s.case for s in self.held.values() if s.case_id == case), None)
+        image = shared or self.project.read(case)
         session = Prompted(secrets.token_hex(8), image, case, model, self.models.load(model, image), window, self.cache)
         if slice is not None and session.sliced:
             session.plane(slice)
         with self.lock:
             self.held[session.id] = session
-            while len(self.held) > self.most:
-                self.held.popitem(last=False)
+            self._trim()
         if slice is not None or not session.sliced:
             session.warm = self.pool.submit(self._warm, session, slice if session.sliced else None)
         return session
@@ -278,8 +306,23 @@ class Sessions:
                 raise Missing("the session has ended", fix="start a new one; nothing that was saved is lost")
             self.held.move_to_end(id)
             session = self.held[id]
-        session.used = time.monotonic()
+            session.used = time.monotonic()
+            self._trim()
         return session
+
+    @property
+    def bytes(self) -> int:
+        """Of the images, each counted once, and of what sessions made of them."""
+        cases = {id(s.case): s.case for s in self.held.values()}
+        return sum(_bytes(i.data) for case in cases.values() for i in case.images.values()) + sum(s.weight for s in self.held.values())
+
+    def _trim(self) -> None:
+        """End the least recently used sessions that are too many, too old or too large together; the newest stays."""
+        oldest = time.monotonic() - MOST_IDLE
+        while len(self.held) > 1 and (
+            len(self.held) > self.most or self.bytes > self.most_bytes or next(iter(self.held.values())).used < oldest
+        ):
+            self.held.popitem(last=False)
 
     def end(self, id: str) -> None:
         with self.lock:
@@ -338,8 +381,8 @@ def _numbers(value: Any, geometry: Geometry) -> np.ndarray:
 def _in_plane(prompt: Prompt, plane: Plane) -> Prompt:
     """A prompt in a volume's mm -> in its slice's."""
     if isinstance(prompt, Box):
-        index = plane.geometry.to_index(np.array([prompt.low, prompt.high]))
-        if not index[:, plane.axis].min() - 1 <= plane.index <= index[:, plane.axis].max() + 1:
+        index = np.array(plane.geometry.index_bounds(prompt.low, prompt.high))
+        if not index[0, plane.axis] - 1 <= plane.index <= index[1, plane.axis] + 1:
             raise GeometryError("the prompt lies in another slice", found=index[:, plane.axis].round(1).tolist(), allowed=plane.index)
         index[:, plane.axis] = plane.index
         ends = plane.project(plane.geometry.to_world(index))
@@ -380,21 +423,28 @@ def propagate(session: Prompted, mask: np.ndarray, start: int, axis: int, step: 
     return out
 
 
+def carry(loaded: Loaded, case: Case, mask: np.ndarray, start: int, axis: int, step: Callable[[float, str], None]) -> np.ndarray:
+    """``propagate`` by a model that carries masks itself, with a memory (``engine.interact.SequenceSession``)."""
+    if not np.take(mask, start, axis).any():
+        raise DataError("the object is not in that slice", found=start, fix="choose a slice that shows it")
+    step(0.1, "carrying")
+    session = SequenceSession(loaded.method, case, loaded.plan, axis=axis)
+    answer = session.ask([Mask(LabelMap(mask.astype(np.uint8), case.geometry), frame=start)])
+    return np.asarray(answer.probability.data)[0] >= answer.threshold
+
+
 def _carried(session: Prompted, before: np.ndarray, index: int, axis: int) -> np.ndarray:
     """The mask of slice ``index`` for the box around ``before``, its neighbour's mask."""
-    where = np.argwhere(before)
-    ends = np.insert([where.min(0) - 0.5, where.max(0) + 0.5], axis, index, axis=1)
-    grown = (ends[1] - ends[0]) * 0.02
-    world = session.case.geometry.to_world(np.array([ends[0] - grown, ends[1] + grown]))
-    box = Box(tuple(world.min(0)), tuple(world.max(0)))
-    key = (axis, index) if session.sliced else None
-    if key is None:
+    if not session.sliced:
         raise UsageError("only a model of two dimensions carries a mask from slice to slice")
-    plane = session.plane(key)
-    view = _View(session.loaded, session._seen(plane), ("propagate", session.id, key), Embeddings(0))
-    answer = view.ask([_in_plane(box, plane)])
+    plane = session.plane((axis, index))
+    ends = users.box(plane.turn(before))
+    grown = (ends[1] - ends[0]) * 0.02
+    low, high = plane.grid.world_bounds(ends[0] - grown, ends[1] + grown)
+    view = _View(session.loaded, session._seen(plane), ("propagate", session.id, index), Embeddings(0))
+    answer = view.ask([Box(tuple(low), tuple(high))])
     on = np.asarray(answer.probability.data)[0] >= answer.threshold
     return np.take(plane.place(on), index, axis)
 
 
-__all__ = ["Embeddings", "Plane", "Prompted", "Sessions", "prompts_from", "propagate", "state_of"]
+__all__ = ["Embeddings", "Plane", "Prompted", "Sessions", "carry", "prompts_from", "propagate", "state_of"]

@@ -2,6 +2,7 @@
 
     project.sqlite          cases, labels, versions with their parents, comments, models
     masks/<case>/<version>.nii.gz
+    doubt/<case>/<version>.nii.gz   how unsure the model was whose answer the version is, in percent
     cache/ exports/ runs/ uploads/
 
 Nobody overwrites anybody: a version is written once and never changed, and a case's head moves only if it is still the version that the
@@ -146,7 +147,7 @@ def manifest_of(data: str | Path | Sequence[str | Path]) -> Manifest:
     given = [str(d) for d in ([data] if isinstance(data, (str, Path)) else data)]
     if not given:
         raise UsageError("nothing to annotate", fix="name a dataset, a folder or image files")
-    if len(given) == 1 and not Path(given[0]).is_file():
+    if len(given) == 1 and not Path(given[0]).is_file() and not _is_of_series(Path(given[0])):
         try:
             return open_dataset(given[0])
         except DataError:
@@ -157,18 +158,39 @@ def manifest_of(data: str | Path | Sequence[str | Path]) -> Manifest:
 
 
 def _loose(folder: Path) -> list[Path]:
-    """Image files directly in a folder."""
-    endings = (*WRITABLE, ".jpg", ".jpeg", ".tiff", ".bmp", ".pgm", ".dcm")
-    return sorted(p for p in folder.glob("*") if p.is_file() and p.name.lower().endswith(endings) and not p.name.startswith("."))
+    """Image files directly in a folder, and DICOM series, also those of its folders."""
+    endings = (*WRITABLE, ".jpg", ".jpeg", ".tiff", ".bmp", ".pgm")
+    seen = sorted(p for p in folder.glob("*") if not p.name.startswith("."))
+    files = [p for p in seen if p.is_file() and p.name.lower().endswith(endings)]
+    return files + _series(folder) + [series for p in seen if p.is_dir() for series in _series(p)]
+
+
+def _is_of_series(folder: Path) -> bool:
+    """Whether a folder without a dataset's description holds DICOM series, itself or in its folders: not pictures, one a slice."""
+    if not folder.is_dir() or any((folder / name).exists() for name in ("dataset.toml", "dataset.json", "cases.csv", "images")):
+        return False
+    return any(not p.is_file() for one in (folder, *folder.glob("*/")) for p in _series(one))
+
+
+def _series(folder: Path) -> list[Path]:
+    """The DICOM series directly in a folder, as addresses that ``io`` reads; files that are a series each by themselves as files."""
+    from ..io import dicom
+
+    files = sorted(p for p in folder.glob("*") if p.is_file() and not p.name.startswith(".") and io.is_dicom(p))
+    counts = dicom.series(folder) if files else {}
+    if len(counts) == len(files):
+        return files
+    return [folder] if len(counts) == 1 else [Path(f"{folder}#{uid}") for uid in counts]
 
 
 def _of_files(files: Sequence[Path]) -> Manifest:
     rows, taken, dims = [], set(), set()
     for file in files:
-        if not file.exists():
+        if not file.exists() and "#" not in file.name:
             raise DataError("there is no such file or folder", where=file)
-        stem = re.sub(r"(\.nii)?\.[A-Za-z0-9]+$", "", file.name) or file.name
-        name = next(n for n in (stem, file.name, *(f"{stem} ({k})" for k in range(2, len(files) + 2))) if n not in taken)
+        whole = file.name.partition("#")[0]  # of a series; its UID is not shown
+        stem = file.resolve().name if file.is_dir() else re.sub(r"(\.nii)?\.[A-Za-z0-9]+$", "", whole) or whole
+        name = next(n for n in (stem, whole, *(f"{stem} ({k})" for k in range(2, len(files) + 2))) if n not in taken)
         taken.add(name)
         dims.add(io.header(file)[1].ndim)
         rows.append(CaseRef(name, name, images={IMAGE: str(file.resolve())}))
@@ -221,6 +243,10 @@ class Project:
     def _take_in(self, db: sql.Connection) -> None:
         """Rows for the manifest's cases that have none yet, and the label table of a new project."""
         known = set(db.scalars(sql.select(_cases.c.name)))
+        given = set(db.scalars(sql.select(_cases.c.name).where(_cases.c.upload.is_(None))))
+        if given and not given & set(self._refs):
+            fix = "choose another --project, or give the data it was made for"
+            raise UsageError("this project was made for other data", where=self.folder, found=", ".join(sorted(given)[:3]), fix=fix)
         new = [{"name": ref.id, "status": "todo", "updated": time.time()} for ref in self.manifest.cases if ref.id not in known]
         if new:
             db.execute(sql.insert(_cases), new)
@@ -351,6 +377,16 @@ class Project:
             return self.manifest.channels[:1]
         return tuple(ref.images) or self.manifest.channels
 
+    def series(self, entry: Entry, format: str) -> str:
+        """The address of the DICOM series that a case was read from. Raises DataError, naming the case, where it was read from none."""
+        ref = self._refs.get(entry.name)
+        address = next(iter(ref.images.values()), "") if ref is not None and self.manifest.built_in is None else ""
+        file = file_of(self.manifest, address)[0] if address else ""
+        if not file or not io.is_dicom(file):
+            fix = "export NIfTI label maps, or choose other cases"
+            raise DataError(f"case '{entry.name}' was not read from a DICOM series, which a {format} refers to", fix=fix)
+        return file
+
     def stamp(self, entry: Entry, channel: str) -> str:
         """Changes when the file behind an image does."""
         ref = self._refs.get(entry.name)
@@ -445,6 +481,18 @@ class Project:
         if version is None or version not in {v.id for v in entry.versions}:
             raise Missing("the case has no such version" if version else "nothing was saved for this case yet")
         return self.folder / "masks" / entry.id / f"{version}.nii.gz"
+
+    def doubt_path(self, case: str, version: str | None = None) -> Path:
+        """The file of a model's doubt in its answer: of a version (None: the head), else of the nearest one that this was made from. Raises
+        Missing."""
+        entry = self.entry(case)
+        known, version = {v.id: v.parent for v in entry.versions}, version or entry.head
+        while version in known:
+            path = self.folder / "doubt" / entry.id / f"{version}.nii.gz"
+            if path.exists():
+                return path
+            version = known[version]
+        raise Missing("no model said how sure it is of this version", fix="run a trained model on the case")
 
     def mask(self, case: str, version: str | None = None) -> np.ndarray:
         """(*spatial) label values of a version."""

@@ -19,6 +19,7 @@ from isal import igzip
 from .. import io
 from ..core.errors import DataError, GeometryError, VesaliusError
 from ..core.geometry import Geometry
+from ..ops.components import bounding_box
 
 _RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 _TYPES = {"uint8": np.uint8, "uint16": np.uint16, "int16": np.int16, "int32": np.int32}
@@ -117,15 +118,10 @@ def _whole(data: np.ndarray) -> np.ndarray:
 
 def packed(mask: np.ndarray) -> dict:
     """A bool mask (*spatial) as the box that holds it: ``low``, ``size`` and ``bits`` (base64 of gzipped packed bits, C order)."""
-    low = np.zeros(mask.ndim, int)
-    if mask.any():
-        spans = [np.flatnonzero(mask.any(tuple(b for b in range(mask.ndim) if b != a))) for a in range(mask.ndim)]
-        low = np.array([s[0] for s in spans])
-        mask = mask[tuple(slice(s[0], s[-1] + 1) for s in spans)]
-    else:
-        mask = mask[(slice(0, 0),) * mask.ndim]
+    box = bounding_box(mask) or (slice(0, 0),) * mask.ndim
+    mask = mask[box]
     bits = base64.b64encode(igzip.compress(np.packbits(np.ascontiguousarray(mask)).tobytes(), 1)).decode()
-    return {"low": low.tolist(), "size": list(mask.shape), "bits": bits}
+    return {"low": [s.start for s in box], "size": list(mask.shape), "bits": bits}
 
 
 def unpacked(record: dict, shape: tuple[int, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from .. import io
 from ..core.errors import DataError, UsageError
+from ..engine.doubt import doubt_of
 from ..engine.infer import infer
 from . import active, export
 from .jobs import Job, train_apart
 from .models import Models
-from .sessions import Embeddings, Prompted, Sessions, propagate
+from .sessions import Embeddings, Prompted, Sessions, carry, propagate
 from .store import Conflict, Entry, Project, Version
+from .wire import encode
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Desk:
     models: Models
     sessions: Sessions
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    encoding: threading.Lock = field(default_factory=threading.Lock)  # one volume at a time: memory
 
     def run(self, job: Job, case: str, model: str, user: str) -> dict:
         """A model's own answer as a new version; of an untouched case it is the draft to start from. The result names the version."""
@@ -39,11 +44,15 @@ class Desk:
         answer = infer(loaded.method, image, loaded.plan, probability=True)
         if answer.label is None:
             raise DataError("this model gives no masks")
-        doubt = active.uncertainty(answer)
+        doubt = doubt_of(answer)
         if doubt is not None:
-            self.project.set_priority(case, doubt)
+            self.project.set_priority(case, active.overall(doubt.data))
         job.say(0.9, "saving")
-        return self.keep(case, self.project.to_values(answer.label), parent, user, {"kind": "model", "model": model})
+        kept = self.keep(case, self.project.to_values(answer.label), parent, user, {"kind": "model", "model": model})
+        if doubt is not None:
+            percent = encode((100 * doubt.data).round().astype(np.uint8), doubt.geometry)
+            io.atomic_write_bytes(self.project.folder / "doubt" / case / f"{kept['version']}.nii.gz", percent)
+        return kept
 
     def keep(self, case: str, mask: np.ndarray, parent: str | None, user: str, origin: Mapping[str, Any]) -> dict:
         """Save what a job made; where somebody saved meanwhile it stands beside theirs."""
@@ -60,8 +69,12 @@ class Desk:
             raise UsageError("there is no such slice", found=f"axis {axis}, slice {start}")
         value = self.value_of(object)
         mask = self.project.mask(case, version)
-        session = Prompted(secrets.token_hex(8), image, case, model, self.models.load(model, image), None, Embeddings(0))
-        new = propagate(session, mask == value, start, axis, job.say)
+        known, loaded = self.models.get(model), self.models.load(model, image)
+        if known.carries:
+            new = carry(loaded, image, mask == value, start, axis, job.say)
+        else:
+            session = Prompted(secrets.token_hex(8), image, case, model, loaded, None, Embeddings(0))
+            new = propagate(session, mask == value, start, axis, job.say)
         out = np.where(new & (mask == 0), value, mask)
         parent = version or self.project.entry(case).head
         return self.keep(case, out, parent, user, {"kind": "propagated", "model": model, "from": start, "axis": axis})

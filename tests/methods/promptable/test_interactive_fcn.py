@@ -86,14 +86,6 @@ def test_an_empty_patch_gets_a_click_beside_and_teaches_an_empty_mask():
     assert torch.isfinite(fcn.losses(empty, None)["dice"])
 
 
-def test_pieces_are_connected_and_structures_whole():
-    label = np.zeros(SIZE, int)
-    label[2:6, 2:6] = label[20:30, 20:30] = 1
-    rng = np.random.default_rng(0)
-    assert {int(method(objects="piece")._object(label, rng).sum()) for _ in range(20)} == {16, 100}
-    assert {int(method()._object(label, rng).sum()) for _ in range(5)} == {116}
-
-
 def ask(fcn, image, index, positive, history=()):
     turn = Turn(clicked([(np.array([index]), np.array([positive]))]))
     with torch.no_grad():

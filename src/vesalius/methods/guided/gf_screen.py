@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -193,9 +192,7 @@ def balanced_cross_entropy(log_p: Tensor, holds: Tensor) -> Tensor:
 def world_boxes(corner: np.ndarray, patch: Sequence[int], grid: Geometry) -> tuple[np.ndarray, np.ndarray]:
     """Low and high (n, d), world mm, of the windows whose first voxels are ``corner`` (n, d), cut at the image's outer faces; on an oblique
     grid the boxes around them."""
-    ends = np.stack([np.clip(corner, 0, None), np.minimum(corner + np.asarray(patch), grid.shape)], -1) - 0.5  # (n, d, 2)
-    world = grid.to_world(np.stack([ends[:, range(grid.ndim), choice] for choice in product((0, 1), repeat=grid.ndim)]))
-    return world.min(0), world.max(0)
+    return grid.world_bounds(np.clip(corner, 0, None) - 0.5, np.minimum(corner + np.asarray(patch), grid.shape) - 0.5)
 
 
 def _check(**options: float) -> None:

@@ -38,7 +38,6 @@ from ...networks.blocks.padding import pad_to_multiple
 from ...networks.unet import UNet
 from ...objectives.dice_ce import DiceCE
 from ...ops import prompts as users
-from ...ops.components import components
 from ..prompted import PromptableMethod, clicked
 
 
@@ -72,7 +71,7 @@ class InteractiveFCN(PromptableMethod):
     # training ------------------------------------------------------------------------------------------------------------------------
     def losses(self, batch: Batch, clock: Clock, turn: str = "main") -> dict[str, Tensor]:
         rng = np.random.default_rng(torch.randint(2**31, (1,)).item())  # the loop seeds torch at every step
-        truth = np.stack([self._object(label, rng) for label in batch.label.cpu().numpy()])
+        truth = np.stack([users.meant(label, rng, piece=self.objects == "piece") for label in batch.label.cpu().numpy()])
         history = self.interact(batch.image, truth, rng)
         target = torch.from_numpy(truth).long().to(batch.image.device)
         target[batch.label == IGNORE] = IGNORE
@@ -94,15 +93,6 @@ class InteractiveFCN(PromptableMethod):
             none = np.zeros((0, truth.ndim - 1), int), np.zeros(0, bool)
             history.append(Turn(clicked([p if on else none for p, on in zip(places, going, strict=True)], image.device), logits))
         return history
-
-    def _object(self, label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(*s) bool: one structure of the patch, or one connected piece of it."""
-        present = [k for k in np.unique(label) if k > 0]
-        mask = label == rng.choice(present) if present else np.zeros(label.shape, bool)
-        if self.objects == "piece" and mask.any():
-            pieces, sizes = components(mask)
-            mask = pieces == 1 + rng.integers(len(sizes))
-        return mask
 
     def _first(self, truth: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A click inside, mostly where the object is thick; beside nothing where there is none."""

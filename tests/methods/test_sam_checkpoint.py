@@ -1,0 +1,92 @@
+"""A SAM checkpoint in the transformers library's format: loads from its folder, answers as our own modules do, and says what it is not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import interpolate
+
+from tests.networks.test_sam_vit import TINY, as_transformers, tiny
+from vesalius.core.case import Case, Image
+from vesalius.core.errors import DataError, UsageError
+from vesalius.core.geometry import Geometry
+from vesalius.core.plan import Plan
+from vesalius.core.prompt import Asked, Box, Turn
+from vesalius.datasets import open_dataset
+from vesalius.engine.interact import Session
+from vesalius.methods.promptable.sam4mis import ZeroShot
+from vesalius.methods.sam_checkpoint import MEAN, SD, SamCheckpoint
+
+CONFIG = {
+    "model_type": "sam",
+    "vision_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "mlp_dim": 48,
+        "window_size": 3,
+        "global_attn_indexes": [1],
+        "output_channels": 32,
+    },
+}
+
+
+def plan() -> Plan:
+    return Plan(dims=2, channels=("RGB",), in_channels=3, classes=("background", "lesion"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_file({k: v.clone() for k, v in as_transformers(tiny().state_dict()).items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return tmp_path
+
+
+@torch.no_grad()
+def test_it_answers_as_the_network_it_was_saved_from(folder):
+    method, net = SamCheckpoint(plan(), open_dataset("phantom:polyp"), checkpoint=str(folder)).eval(), tiny()
+    assert method.side == TINY["side"] and method.plan.grid.longest == 64
+    image = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    seen = torch.zeros(1, 3, 64, 64)
+    seen[:, :, :48] = (image - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(SD).view(1, 3, 1, 1)
+    features, size = method.embed(image)
+    assert size == (48, 64) and torch.allclose(features, net.embed(seen), atol=1e-5)
+    none = torch.zeros(1, 0, 2), torch.zeros(1, 0, dtype=torch.long)
+    box = Turn(Asked(*none, torch.tensor([[[4.0, 5.0], [30.0, 40.0]]])))
+    answer, own = method.decode((features, size), [box]), net.decode(features, [box])
+    assert answer.logits.shape == (1, 1, 48, 64) and torch.equal(answer.quality, own.quality)
+    fine = interpolate(own.logits, (64, 64), mode="bilinear", align_corners=False)
+    assert torch.allclose(answer.logits, fine[:, :, :48], atol=1e-5)
+    click = Turn(Asked(torch.tensor([[[20.0, 20.0]]]), torch.ones(1, 1, dtype=torch.long)))
+    assert method.decode((features, size), [click]).logits.shape == (1, 3, 48, 64), "one click leaves room for doubt"
+
+
+def test_the_protocol_asks_it_in_world_coordinates(folder):
+    manifest = open_dataset("phantom:polyp")
+    method = ZeroShot(plan(), manifest, checkpoint=str(folder))
+    case = Case(
+        "c", images={"RGB": Image(np.random.default_rng(0).integers(0, 255, (3, 90, 120)).astype(np.uint8), Geometry.of((90, 120), 0.5))}
+    )
+    answer = Session(method, case, method.plan).ask([Box((5.0, 5.0), (20.0, 30.0))])
+    assert answer.probability.geometry == case.geometry and np.isfinite(answer.probability.data).all()
+
+
+def test_what_is_no_such_checkpoint_is_said(folder, tmp_path_factory):
+    manifest = open_dataset("phantom:polyp")
+    with pytest.raises(UsageError, match="cannot be had"):
+        SamCheckpoint(plan(), manifest, checkpoint="no such folder/or id/at all")
+    with pytest.raises(UsageError, match="no config.json"):
+        SamCheckpoint(plan(), manifest, checkpoint=str(tmp_path_factory.mktemp("empty")))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "vision_config": {**CONFIG["vision_config"], "num_hidden_layers": 3}}))
+    with pytest.raises(DataError, match="missing"):
+        SamCheckpoint(plan(), manifest, checkpoint=str(folder))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": "sam2"}))
+    with pytest.raises(DataError, match="no SAM model"):
+        SamCheckpoint(plan(), manifest, checkpoint=str(folder))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(UsageError, match="not a safetensors"):
+        SamCheckpoint(plan(), manifest, checkpoint=str(folder))
