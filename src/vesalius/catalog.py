@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HOMES = (
     "vesalius.networks",
+    "vesalius.objectives",
     "vesalius.methods.guided",
     "vesalius.methods.shape",
     "vesalius.methods.fewer_labels",

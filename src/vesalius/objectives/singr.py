@@ -1,0 +1,120 @@
+"""SiNGR: segmentation as a regression of how sure a voxel is, by its geodesic distance from the border of the structure.
+
+Where the image changes slowly the certainty grows slowly: a blurred border has a wide belt of doubt, a sharp one a narrow one. A margin
+keeps the two sides apart: inside values lie in 0.5..1, outside in -1..-0.5. Any network learns the map by its tanh and a signed focal L1.
+
+Dang, Nguyen and Tiulpin, SiNGR: Brain Tumor Segmentation via Signed Normalized Geodesic Transform Regression, MICCAI 2024,
+https://arxiv.org/abs/2405.16813.
+
+Key components: ``certainty``, the transform (once per case, cached); ``ops.geodesic``; ``focal_l1`` with a detached weight that a wrong
+sign keeps at 1 or more. The network is the planned U-Net or that of any segmenter (``--part network=SLUG``), and so is its training.
+
+Good to know: the border is the structure's own outermost voxels, so that a border voxel has 0.5 (the published code takes Canny edges of
+each axial slice, whose side is not defined). Every channel is a modality; each one's map reaches 1, their mean may not. Sweeps go on until
+nothing changes (published: four). Overlapping structures have a map each. A structure of border voxels alone is taken for sure, 1 and -1.
+Published training: Adam, 1e-4 falling to a tenth after 70 %, flips only; here it is the common plan's, whose rotations blend the two sides.
+The tanh saturates on the background first, so the first hundreds of steps show less than hard labels would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.ndimage import binary_erosion, generate_binary_structure
+from torch import Tensor
+
+from ..core.case import Case
+from ..core.errors import UsageError
+from ..core.method import Derived
+from ..ops.components import bounding_box
+from ..ops.geodesic import geodesic_distance
+from .focal_l1 import focal_l1
+
+
+class SiNGR:
+    """Objective of ``methods.targeted``; ``(logits (B, K, *s), {'certainty': (B, K, *s)}, *, weight (B, *s)) -> scalar``.
+
+    ``geodesic``: the share of intensity in a step's cost (0: distances alone); ``margin``: the least certainty; ``alpha``, ``beta``: of
+    the focal weight; ``plain``: L1 without a weight.
+    """
+
+    readout, spatial, levels = "tanh", "full", (1.0,)
+
+    def __init__(self, *, geodesic: float = 0.5, margin: float = 0.5, alpha: float = 2.0, beta: float = 1.0, plain: bool = False):
+        if not (0 <= geodesic <= 1 and 0 <= margin < 1):
+            raise UsageError("shares lie between 0 and 1", where="geodesic, margin", found=(geodesic, margin))
+        self.geodesic, self.margin, self.plain, self.focal = geodesic, margin, plain, dict(alpha=alpha, beta=beta)
+
+    @property
+    def preparation(self) -> str:
+        return f"{self.geodesic} {self.margin}"
+
+    def targets(self, case: Case, masks: np.ndarray) -> Mapping[str, Derived]:
+        """'certainty' (K, *s) + 1, of masks (K, *s) bool: outside the case a map is read as 0, which then is sure background."""
+        image, body = standardised(case)
+        spacing = case.geometry.spacing
+        maps = [certainty(m, image, spacing, body=body, geodesic=self.geodesic, margin=self.margin) for m in masks]
+        return {"certainty": Derived(1 + np.stack(maps))}
+
+    def __call__(
+        self, logits: Tensor, target: Mapping[str, Tensor], *, weight: Tensor | None = None, ignore_index: int | None = None
+    ) -> Tensor:
+        p, y = logits.float().tanh(), target["certainty"] - 1
+        weight = None if weight is None else weight.unsqueeze(1)
+        if self.plain:
+            return focal_l1(p, y, alpha=1.0, beta=0.0, weight=weight)
+        return focal_l1(p, y, wrong="at least one", detach=True, weight=weight, **self.focal)
+
+
+def standardised(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """The images (C, *s) of a prepared case with mean 0 and sd 1 over the body, and the body (C, *s) bool: where the raw image is not 0
+    (skull-stripped and padded images are 0 outside)."""
+    native, raw = case.native.images, []
+    for name, image in case.images.items():
+        source = native.get(name, image)
+        raw.append(np.asarray(source.data if source.geometry == case.geometry else source.on(case.geometry, "nearest").data) != 0)
+    image, body = case.stack(), np.concatenate(raw)
+    for x, inside in zip(image, body, strict=True):
+        values = x[inside] if inside.any() else x
+        x -= values.mean()
+        x /= max(float(values.std()), 1e-8)
+    return image, body
+
+
+def certainty(
+    mask: np.ndarray,
+    image: np.ndarray,
+    spacing: Sequence[float],
+    *,
+    body: np.ndarray | None = None,
+    geodesic: float = 0.5,
+    margin: float = 0.5,
+) -> np.ndarray:
+    """(*s) float32: the mean over ``image`` (C, *s) of signed normalised geodesic maps of ``mask`` (*s) bool.
+
+    Outwards the distance G (mm and intensities) stops at the largest one inside, F, and belongs to voxels whose Euclidean distance is one
+    that occurs inside; further voxels, and those outside ``body`` (C, *s) bool, have the largest G of these. G / F, signed, then moves
+    off 0 by ``margin``. -1 everywhere for an empty mask, 1 for a full one. Paths stay within the box around those voxels.
+    """
+    mask = np.asarray(mask, bool)
+    if mask.all() or not mask.any():
+        return np.where(mask, np.float32(1), np.float32(-1))
+    edge = mask & ~binary_erosion(mask, generate_binary_structure(mask.ndim, 1), border_value=1)
+    flat = np.zeros(mask.shape, np.float32)
+    tight = bounding_box(mask, [1] * mask.ndim)
+    reach = geodesic_distance(edge[tight], flat[tight], spacing, weight=0.0)[mask[tight]].max()
+    box = bounding_box(mask, [int(np.ceil(reach / s)) + 1 for s in spacing])
+    inside, edge = mask[box], edge[box]
+    near = ~inside & (geodesic_distance(edge, flat[box], spacing, weight=0.0) <= reach)
+    out = np.zeros(mask.shape, np.float32)
+    for c, x in enumerate(image):
+        away = geodesic_distance(edge, x[box], spacing, weight=geodesic)
+        deepest = away[inside].max()
+        furthest = min(away[near].max(initial=0) / deepest, 1) if deepest > 0 and near.any() else 1.0
+        share = np.full(mask.shape, furthest, np.float32)
+        share[box] = np.where(inside | near, np.minimum(away / deepest, 1) if deepest > 0 else 1.0, furthest)
+        if body is not None:
+            share[~mask & ~body[c]] = furthest
+        out += margin + (1 - margin) * share
+    return np.where(mask, out, -out) / len(image)
