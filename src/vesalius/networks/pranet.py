@@ -28,11 +28,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from ..core.errors import UsageError
+from .blocks.norm import check_batch
 from .blocks.padding import check_multiple
 from .blocks.res2net import Res2Net
+from .blocks.resize import resize_like
 
 
 class PraNet(nn.Module):
@@ -72,17 +73,14 @@ class PraNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         check_multiple(x, self.multiple, "PraNet")
-        if self.training and len(x) * x.shape[2] * x.shape[3] <= 32 * 32:
-            raise UsageError(
-                "batch norm needs more than one value a channel", where="patch and batch", found=tuple(x.shape), fix="enlarge one"
-            )
+        check_batch(self, x, 32)
         levels = self.backbone(x)[1:]
         maps = [self.decoder(*(field(f) for field, f in zip(self.fields, levels, strict=True)))]
         for head, features in zip(self.heads, levels[::-1]):
-            maps.append(self.refine(head, features, _resize(maps[-1], features)))
+            maps.append(self.refine(head, features, resize_like(maps[-1], features)))
         if not self.training:
-            return _resize(maps[-1], x)
-        return [_resize(m, x) for m in reversed(maps)]
+            return resize_like(maps[-1], x)
+        return [resize_like(m, x) for m in reversed(maps)]
 
     def refine(self, head: nn.Module, features: Tensor, guidance: Tensor) -> Tensor:
         """``guidance`` logits (B, K, h, w) plus what the head finds in the features (B, C, h, w) that the attention lets through."""
@@ -109,10 +107,10 @@ class PartialDecoder(nn.Module):
         self.head = nn.Sequential(_conv(3 * c, 3 * c), nn.Conv2d(3 * c, out_channels, 1))
 
     def forward(self, fine: Tensor, middle: Tensor, top: Tensor) -> Tensor:
-        up, upper = _resize(top, middle), _resize(_resize(top, middle), fine)
-        at_fine = self.top_to_fine(upper) * self.middle_to_fine(_resize(middle, fine)) * fine
+        up, upper = resize_like(top, middle), resize_like(resize_like(top, middle), fine)
+        at_fine = self.top_to_fine(upper) * self.middle_to_fine(resize_like(middle, fine)) * fine
         at_middle = self.join_middle(torch.cat([self.top_to_middle(up) * middle, self.top_beside(up)], 1))
-        return self.head(self.join_fine(torch.cat([at_fine, self.middle_beside(_resize(at_middle, fine))], 1)))
+        return self.head(self.join_fine(torch.cat([at_fine, self.middle_beside(resize_like(at_middle, fine))], 1)))
 
 
 class ReceptiveField(nn.Module):
@@ -142,7 +140,3 @@ def _conv(inp: int, out: int, kernel: int | tuple[int, int] = 3, dilation: int =
     sides = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = tuple(dilation * (k // 2) for k in sides)
     return nn.Sequential(nn.Conv2d(inp, out, sides, padding=padding, dilation=dilation, bias=False), nn.BatchNorm2d(out))
-
-
-def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return x if x.shape[2:] == like.shape[2:] else interpolate(x, like.shape[2:], mode="bilinear", align_corners=False)

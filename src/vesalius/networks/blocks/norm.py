@@ -1,9 +1,11 @@
-"""Normalisations that torch has not."""
+"""Normalisations that torch has not, and what batch norm needs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from ...core.errors import UsageError
 
 
 class ChannelNorm(nn.Module):
@@ -17,3 +19,9 @@ class ChannelNorm(nn.Module):
         var, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
         shape = (-1, *(1,) * (x.ndim - 2))
         return (x - mean) * torch.rsqrt(var + self.eps) * self.weight.view(shape) + self.bias.view(shape)
+
+
+def check_batch(net: nn.Module, x: Tensor, stride: int) -> None:
+    """UsageError when ``net`` is in training and its batch norm at ``stride`` would see one value a channel of ``x`` (B, C, H, W)."""
+    if net.training and len(x) * (x.shape[2] // stride) * (x.shape[3] // stride) <= 1:
+        raise UsageError("batch norm needs more than one value a channel", where="patch and batch", found=tuple(x.shape), fix="enlarge one")

@@ -48,12 +48,14 @@ class Res2Net(nn.Module):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        found = []
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.levels(x)[1:]
+
+    def levels(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The pooled stem, ``width`` channels at stride 4, and the four stages' maps."""
+        found = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-            found.append(x)
+            found.append(stage(found[-1]))
         return tuple(found)
 
 
