@@ -15,6 +15,7 @@ CARDS: tuple[Card, ...] = (
         task="segmentation of what an expression means",
         dims=(2,),
         supervision="full",
+        evidence="proof",
         takes=("images", "queries"),
         learns=("queries", "labels"),
         gives=("labels", "probability", "table"),
