@@ -40,6 +40,8 @@ export interface Comparison {
 export interface Settings {
   user: string;
   model: string;
+  /** The model that was listed first when `model` was chosen. */
+  first: string;
   opacity: number;
   radius: number;
   keepOthers: boolean;
@@ -82,7 +84,7 @@ export class App implements Host {
   hoverText = "";
   lastAnswer = "";
   drafts = new Set<string>();
-  settings: Settings = { user: "", model: "", opacity: 0.4, radius: 4, keepOthers: false, smooth: true, plane: "all", strategy: "order" };
+  settings: Settings = { user: "", model: "", first: "", opacity: 0.4, radius: 4, keepOthers: false, smooth: true, plane: "all", strategy: "order" };
   /** Counts what the case list shows: cases and drafts. */
   stamp = 0;
   changed: () => void = () => undefined;
@@ -111,12 +113,13 @@ export class App implements Host {
     this.cases = await this.api.cases();
     this.stamp++;
     this.drafts = new Set(await draftKeys().catch(() => []));
-    if (!this.promptable.some((m) => m.id === this.settings.model)) this.settings.model = this.promptable[0]?.id ?? "";
+    const first = this.promptable[0]?.id ?? ""; // the server lists first what it was started with
+    if (first !== this.settings.first || !this.promptable.some((m) => m.id === this.settings.model)) this.keep({ model: first, first });
     this.listen();
     this.changed();
     const asked = new URLSearchParams(location.hash.slice(1)).get("case");
-    const first = this.cases.find((c) => c.id === asked) ?? this.cases[0];
-    if (first) await this.open(first.id);
+    const shown = this.cases.find((c) => c.id === asked) ?? this.cases[0];
+    if (shown) await this.open(shown.id);
   }
 
   get models(): Model[] {
@@ -129,6 +132,12 @@ export class App implements Host {
 
   get automatic(): Model[] {
     return this.models.filter((m) => !m.kinds.length);
+  }
+
+  /** What lengths are in. Pictures without a pixel size have sides of 1, and then it is pixels that are counted. */
+  get unit(): "mm" | "px" {
+    const grid = this.current?.grid;
+    return grid?.dims === 2 && grid.spacing[0] === 1 && grid.spacing[1] === 1 ? "px" : "mm";
   }
 
   get active(): Label {
@@ -710,7 +719,7 @@ export class App implements Host {
       const mm = toWorld(open.grid, index).map((x) => x.toFixed(1));
       const value = this.view.valueAt(index);
       const label = this.project.labels.find((l) => l.value === open.mask.voxels[offsetOf(open.grid, ...index)]);
-      text = `${index.slice(0, open.grid.dims).join(", ")}   ${mm.join(", ")} mm${value ? `   ${value}` : ""}${label ? `   ${label.name}` : ""}`;
+      text = `${index.slice(0, open.grid.dims).join(", ")}   ${mm.join(", ")} ${this.unit}${value ? `   ${value}` : ""}${label ? `   ${label.name}` : ""}`;
     }
     if (text === this.hoverText) return;
     this.hoverText = text;

@@ -261,7 +261,7 @@ export function viewPanel(app: App): Part {
       doubt.checked = app.doubt;
       smooth.checked = app.settings.smooth;
       radius.value = String(Math.round(50 * Math.log10(app.settings.radius / 0.5)));
-      size.textContent = `${app.settings.radius.toPrecision(2)} mm`;
+      size.textContent = `${app.settings.radius.toPrecision(2)} ${app.unit}`;
     },
   };
 }
@@ -282,7 +282,7 @@ export function measurePanel(app: App): Part {
       const stale = open !== null && open.measured !== open.saver.head;
       once(table, [open?.measures, open?.saver.unsaved, stale, app.project?.labels], () => {
         if (!open?.measures.length) return [el("p", { class: "quiet" }, "Nothing is outlined yet.")];
-        const head = el("tr", {}, el("th", {}), el("th", {}, flat ? "mm²" : "mL"), el("th", { title: "Longest diameter in a slice" }, "long mm"), el("th", { title: "At right angles to it" }, "short mm"));
+        const head = el("tr", {}, el("th", {}), el("th", {}, flat ? `${app.unit}²` : "mL"), el("th", { title: "Longest diameter in a slice" }, `long ${app.unit}`), el("th", { title: "At right angles to it" }, `short ${app.unit}`));
         const rows = open.measures.map((m) =>
           el(
             "tr",
@@ -349,7 +349,7 @@ export function versionPanel(app: App): Part {
       const flat = app.current?.grid.dims === 2;
       const keys = [`only ${when(c.a)}`, `only ${when(c.b)}`, "both"].map((t, n) => el("span", {}, swatch(COMPARED[n]), t));
       const rows = c.rows.map((r) => el("tr", {}, el("td", {}, r.label), el("td", {}, r.dsc === null ? "-" : r.dsc.toFixed(3)), el("td", {}, r.hd95_mm === null ? "-" : r.hd95_mm.toFixed(1)), el("td", {}, r.volume_a.toFixed(1)), el("td", {}, r.volume_b.toFixed(1))));
-      const head = el("tr", {}, ...["", "Dice", "HD95 mm", flat ? "mm² a" : "mL a", flat ? "mm² b" : "mL b"].map((t) => el("th", {}, t)));
+      const head = el("tr", {}, ...["", "Dice", `HD95 ${app.unit}`, ...["a", "b"].map((v) => `${flat ? `${app.unit}²` : "mL"} ${v}`)].map((t) => el("th", {}, t)));
       return [el("div", { class: "keys" }, ...keys), el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows))];
     });
   }
