@@ -4,8 +4,7 @@ Li et al., PRISM: a promptable and robust interactive segmentation model with vi
 https://arxiv.org/abs/2404.15028; with ``lift`` the whole network of its successor PRISM Lite. Two heads, one for where the mask is wrong
 and one for what to do there, are multiplied; what they do not touch stays as it was, since the mask passes by on a path of its own.
 
-Where we differ: click maps are halved by their maximum and not linearly like the rest. Linearly an eighth of a click is left, and short
-trainings never learn to look at it.
+Where we differ: click maps are halved by their maximum and not linearly like the rest. Linearly an eighth of a click is left in 3D.
 """
 
 from __future__ import annotations
