@@ -289,14 +289,14 @@ def test_sigterm_to_the_whole_group(tmp_path):
 TERMINATED = """
 import os, signal, sys
 from vesalius import cli
-from vesalius.engine import predict
-write, made = predict.write_labels, []
+from vesalius.engine import answers
+write, made = answers.write_labels, []
 def write_labels(*a, **k):
     write(*a, **k)
     made.append(a)
     if len(made) == 2:
         os.kill(os.getpid(), signal.SIGTERM)
-predict.write_labels = write_labels
+answers.write_labels = write_labels
 sys.argv = ["vesalius", "predict", %r, %r, "--out", %r, "--quiet"]
 cli.main()
 """
