@@ -131,7 +131,9 @@ class Browser:
         self.send("Page.navigate", url=url)
 
     def reload(self) -> None:
+        self.value("window.leaving = true")
         self.send("Page.reload")
+        self.until("!window.leaving")  # the old page answers for a while
 
     def value(self, expression: str) -> Any:
         """What an expression is in the page, promises awaited. Raises RuntimeError for one that throws."""
