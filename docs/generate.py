@@ -85,7 +85,7 @@ def proof_table(slug: str) -> str:
     if not path.exists():
         return "Not proven yet: `vesalius prove " + slug + "` has no result file."
     record = json.loads(path.read_text())
-    budget = f"{record['minutes']:g} minutes" if record["minutes"] else f"{record['iterations'] or 'the planned'} iterations"
+    budget = f"{record['iterations'] or 'the planned'} iterations"
     runs = f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}"
     out = [f"Claim tested: {record['claim']}. `{record['command']}`, {runs}, {budget}, {record['date']}.", ""]
     for where, result in record["results"].items():

@@ -1,7 +1,7 @@
 """Primus's question: does performance survive without the transformer? A twin has as many parameters as remain when the blocks are gone.
 
 In the torso a left kidney looks like a right one: telling them apart needs more than a token sees. The paper asks hybrids of convolutions
-and attention the same; a step of one costs five of Primus's here, so that half is left to ``networks.ablation`` and more time.
+and attention the same; a step of one costs several of Primus's, so that half is left to ``networks.ablation`` and more time.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from vesalius.core.errors import GeometryError
-from vesalius.core.geometry import Geometry, LongestSide, Size, Spacing, resample, resample_labels
+from vesalius.core.geometry import Geometry, LongestSide, Size, Spacing, coarsest, resample, resample_labels
 
 ORIENTATIONS = [(perm, signs) for perm in permutations(range(3)) for signs in product((1, -1), repeat=3)]
 SHAPE = (5, 6, 7)
@@ -220,3 +220,8 @@ def test_labels_outside_the_field_of_view_are_the_fill():
     for labels in (np.ones((4, 4, 4), np.uint8), np.pad(np.full((2, 2, 2), 2, np.uint8), 1)):
         got = resample_labels(labels, src, dst)
         assert (got[0] == 0).all() and (got[-1] == 0).all()
+
+
+def test_the_coarsest_axis_is_the_last_of_equal_ones():
+    assert [coarsest(s) for s in ((1, 1, 1), (3, 1, 1), (1, 3, 3), (1, 3))] == [2, 0, 2, 1]
+    assert coarsest((0.7, 0.7 * (1 - 1e-9), 0.2)) == 1  # a rounding error decides nothing

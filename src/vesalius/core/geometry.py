@@ -175,6 +175,11 @@ class Geometry:
         return cls(tuple(record["shape"]), np.asarray(record["affine"], float))
 
 
+def coarsest(spacing: Sequence[float]) -> int:
+    """The axis of the largest spacing, of equals (to rounding) the last: the one that people see slices across."""
+    return int(np.flatnonzero(np.isclose(spacing, max(spacing)))[-1])
+
+
 def _bounds(matrix: np.ndarray, one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The box (..., d), low and high, around what a (d, d) matrix makes of the box between two corners (..., d)."""
     ends = [matrix * np.asarray(end, float)[..., None, :] for end in (one, other)]

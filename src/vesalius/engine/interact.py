@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core.case import Case, LabelMap
 from ..core.errors import DataError, GeometryError, UsageError
-from ..core.geometry import Geometry, resample
+from ..core.geometry import Geometry, coarsest, resample
 from ..core.method import Method
 from ..core.plan import Plan
 from ..core.prediction import Prediction
@@ -244,10 +244,9 @@ class SequenceSession(Session):
         start, stop = np.zeros(3, int), np.array(self.prepared.geometry.shape)
         t = self._place(k)
         start[self.along], stop[self.along] = t, t + 1
-        thick = np.repeat(np.expand_dims(mask, self.axis), 3, self.axis)[None].astype(
-            np.float32
-        )  # so that a shift between grids loses nothing
-        out = resample(thick, self.case.geometry.cropped(low, high), self.prepared.geometry.cropped(start, stop), "linear")[0]
+        thick = np.repeat(np.expand_dims(mask, self.axis), 3, self.axis)  # so that a shift between grids loses nothing
+        source, target = self.case.geometry.cropped(low, high), self.prepared.geometry.cropped(start, stop)
+        out = resample(thick[None].astype(np.float32), source, target, "linear")[0]
         return torch.from_numpy(np.ascontiguousarray(np.take(out, 0, self.along))).to(self._image.device)
 
     def answer(self) -> Prediction:
@@ -359,7 +358,7 @@ def _prompts(
         low, high = geometry.world_bounds(*users.box(truth, rng, jitter=ask.jitter))
         return [Box(tuple(low), tuple(high), name)]
     if ask.kind == "scribble":
-        line, positive = users.scribble(truth, shown, plane=_across(geometry) if geometry.ndim == 3 else None)
+        line, positive = users.scribble(truth, shown, plane=coarsest(geometry.spacing) if geometry.ndim == 3 else None)
         return [Scribble(geometry.to_world(line), positive, name)] if len(line) else []
     index, positive = users.clicks(truth, shown, rng, count=ask.count, policy=ask.policy, spacing=geometry.spacing)
     return [Point(tuple(at), bool(p), name) for at, p in zip(geometry.to_world(index), positive, strict=True)]
@@ -415,8 +414,3 @@ def _outlined(ask: users.Ask, asked: Session, truths: Mapping[str, np.ndarray], 
         seen[at] = truth[at]
         prompts += [Mask(LabelMap(seen.astype(np.uint8), geometry), name, k) for k in chosen]
     return asked.ask(prompts) if prompts else None
-
-
-def _across(geometry: Geometry) -> int:
-    """The axis whose planes a person draws in: the one of the coarsest spacing, of equals the last."""
-    return int(np.flatnonzero(np.isclose(geometry.spacing, max(geometry.spacing)))[-1])

@@ -67,7 +67,6 @@ class Study:
     metrics: tuple[str, ...] = ("dsc", "hd95")
     seeds: int = 3
     iterations: int | None = None
-    minutes: float | None = None
     plan: Mapping[str, Any] | None = None
     validations: int = 1
     prompts: tuple[str, ...] = ()
@@ -113,7 +112,6 @@ def prove(
             folder,
             seeds=seeds or study.seeds,
             iterations=iterations,
-            minutes=study.minutes,
             validations=study.validations,
             labelled=part.labelled,
             plan_overrides=plan,
@@ -130,7 +128,6 @@ def prove(
         "baseline": study.baseline,
         "seeds": seeds or study.seeds,
         "iterations": study.iterations,
-        "minutes": study.minutes,
         "results": results,
         "holds": {k: r.get("holds") for k, r in results.items()},
         "seconds": round(time.monotonic() - started),

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core.case import Case, Condition, Image, LabelMap
 from ..core.errors import GeometryError, UsageError
-from ..core.geometry import Geometry, resample
+from ..core.geometry import Geometry, coarsest, resample
 from ..core.prediction import Prediction
 from ..core.prompt import Asked, Box, Candidates, Lasso, Mask, Point, Prompt, Scribble, Turn
 from ..ops import prompts as users
@@ -42,7 +42,7 @@ class PromptableMethod(LearnedMethod):
         """The one that a person, or a model of two dimensions, sees slices across: the coarsest of the plan's grid (by its spacing, or else
         the one that the plan first looks along with a kernel of 1), of equals the last."""
         spacing = self.plan.grid.spacing or tuple(1 / k for k in next(iter(self.plan.kernels), (1,) * self.plan.dims))
-        return int(np.flatnonzero(np.isclose(spacing, max(spacing)))[-1])
+        return coarsest(spacing)
 
     def embed(self, image: Tensor, condition: Condition | None = None) -> Any:
         """What is kept of images (B, C, *s) for all their prompts; a session calls it once."""

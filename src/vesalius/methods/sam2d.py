@@ -40,7 +40,8 @@ class Sam2D(PromptableMethod):
     """``pretrained``: the published weights; without them the network is random, and of use to tests alone. ``side``: pixels along the
     longer side of an image as it is seen, a multiple of 8; ``widths``: channels of the encoder's four stages.
 
-    Where the plan's precision is not '32' and the processor computes in bfloat16, images are embedded in it: more than twice as fast."""
+    Where the plan's precision is not '32' and the processor computes in bfloat16, images are embedded in it, which is faster
+    (``bench/promptable.py``)."""
 
     kinds = frozenset({"point", "scribble", "box", "mask"})
 

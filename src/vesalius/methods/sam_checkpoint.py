@@ -19,6 +19,7 @@ from ..core.manifest import Manifest
 from ..core.method import Method
 from ..core.plan import Plan
 from ..core.prompt import Candidates, Turn
+from ..networks.blocks.pretrained import read_tensors
 from ..networks.sam import Sam, together
 from ..networks.sam_vit import SamViT, from_transformers
 from .sam2d import Sam2D, as_photograph
@@ -91,14 +92,7 @@ def _facts(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
 
 
 def _fill(network: Sam, weights: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found = from_transformers(load_file(weights))
-    except SafetensorError as e:
-        raise UsageError("this is not a safetensors file", where=weights, found=str(e)) from None
-    found = {k: v.float() for k, v in found.items()}
+    found = {k: v.float() for k, v in from_transformers(read_tensors(weights)).items()}
     own = network.state_dict()
     wrong = sorted(set(own) ^ set(found)) or [k for k in own if own[k].shape != found[k].shape]
     if wrong:

@@ -72,7 +72,7 @@ class UnrolledMethod(PromptableMethod):
     def losses(self, batch: Batch, clock: Clock, turn: str = "main") -> dict[str, Tensor]:
         rng = np.random.default_rng(torch.randint(2**31, (1,)).item())  # the loop seeds torch at every step
         label = batch.label.cpu().numpy()
-        chosen = [_structure(one, rng) for one in label]
+        chosen = [users.structure(one, rng) or 1 for one in label]  # 1 where it shows none: an empty answer is learnt too
         truth = np.stack([one == k for one, k in zip(label, chosen, strict=True)])
         target = torch.from_numpy(np.where(label == IGNORE, IGNORE, truth).astype(np.int64)).to(batch.image.device)
         embedding, logits, history, total = self.embed(batch.image), self.begin(batch, chosen, rng), [], {}
@@ -114,9 +114,3 @@ def given(turn: Turn) -> Tensor | None:
     """(B, 1, *s) logits that a turn's prompts were given at the sight of: the mask among them, or else the answer before."""
     masks = turn.prompts.masks
     return turn.logits if masks is None else (2 * masks - 1) * SURE
-
-
-def _structure(label: np.ndarray, rng: np.random.Generator) -> int:
-    """A class that the patch shows; one that it does not (1) where it shows none, so that an empty answer is learnt too."""
-    present = [int(k) for k in np.unique(label) if k > 0]
-    return int(rng.choice(present)) if present else 1

@@ -15,8 +15,8 @@ CVPR 2025, https://arxiv.org/abs/2506.18335, code https://github.com/saadwazir/M
 * The rate is constant; the published one falls by a hundred when the training loss stalls. The published epoch is chosen on test patches.
 * ``encoder=res2net`` is our example of another encoder (from stride 4 on, narrowed to the decoder's widths), with local weights if wanted.
 
-Key components: ``Decoder`` (``Restore``, ``RowAttention``, ``ResPath``), and in
-``networks.nested_encoder`` the paper's own encoder and ``DualGate`` (its ca_sa).
+Key components: ``Decoder`` (``Restore``, ``RowAttention``, ``ResPath``), and in ``networks.nested_encoder`` the paper's own encoder and
+``DualGate`` (its ca_sa).
 
 Good to know: at the published widths three fifths of the parameters are in the two restorations and the gates of the nested encoder.
 A row sees nothing of the rows above and below it except through convolutions: turned images are not treated alike.

@@ -62,12 +62,18 @@ def user(mode: str) -> tuple[Ask, ...]:
     return tuple(turns)
 
 
+def structure(label: np.ndarray, rng: np.random.Generator) -> int:
+    """One of the classes that a patch of class indices (*s) shows, by chance; 0: it shows none."""
+    present = [int(k) for k in np.unique(label) if k > 0]
+    return int(rng.choice(present)) if present else 0
+
+
 def meant(label: np.ndarray, rng: np.random.Generator, *, piece: bool = False) -> np.ndarray:
     """(*s) bool: what the user means in a patch of class indices (*s): one of the structures that it shows, by chance, or one connected
     ``piece`` of it; empty where it shows none."""
-    present = [k for k in np.unique(label) if k > 0]
-    mask = label == rng.choice(present) if present else np.zeros(label.shape, bool)
-    if piece and present:
+    chosen = structure(label, rng)
+    mask = label == chosen if chosen else np.zeros(label.shape, bool)
+    if piece and chosen:
         pieces, sizes = components(mask)
         mask = pieces == 1 + rng.integers(len(sizes))
     return mask

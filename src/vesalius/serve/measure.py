@@ -6,7 +6,7 @@ import numpy as np
 
 from ..core.case import Case, LabelMap
 from ..core.errors import DataError, UsageError
-from ..core.geometry import Geometry
+from ..core.geometry import Geometry, coarsest
 from ..core.prediction import Prediction
 from ..engine.evaluate import score
 from ..ops.components import components
@@ -35,7 +35,7 @@ def axes(mask: np.ndarray, geometry: Geometry) -> tuple[float, float]:
     best = (0.0, 0.0)
     if geometry.ndim == 2:
         return _flat_axes(mask, geometry.spacing)
-    across = max(range(3), key=lambda a: (round(geometry.spacing[a], 4), a))
+    across = coarsest(geometry.spacing)
     spacing = [s for a, s in enumerate(geometry.spacing) if a != across]
     for k in np.flatnonzero(mask.any(tuple(a for a in range(3) if a != across))):
         best = max(best, _flat_axes(np.take(mask, k, across), spacing))

@@ -21,7 +21,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from .. import __version__
 from ..core.errors import DataError, UsageError
-from ..core.geometry import Geometry
+from ..core.geometry import Geometry, coarsest
 from ..core.prompt import Box, Point, Prompt
 from ..engine.infer import infer
 from . import active
@@ -287,7 +287,7 @@ def _by_slice(prompts: list[Prompt], sliced: bool, geometry: Geometry) -> dict[t
     """The prompts of each slice, across the coarsest axis, where the model looks at slices."""
     if not sliced:
         return {None: prompts}
-    axis = max(range(3), key=lambda a: (geometry.spacing[a], a))
+    axis = coarsest(geometry.spacing)
     out: dict[tuple[int, int] | None, list[Prompt]] = {}
     for p in prompts:
         at = np.mean([p.low, p.high], 0) if isinstance(p, Box) else np.asarray(p.xyz)

@@ -21,7 +21,7 @@ import torch
 
 from ..core.case import Case, LabelMap
 from ..core.errors import DataError, GeometryError, UsageError
-from ..core.geometry import Geometry
+from ..core.geometry import Geometry, coarsest
 from ..core.prediction import Prediction
 from ..core.prompt import Box, Lasso, Mask, Point, Prompt, Scribble
 from ..engine.interact import SequenceSession, Session
@@ -245,8 +245,7 @@ class Prompted:
         """The slice that is meant: as said, or else the one across the coarsest axis in which the prompts lie."""
         if not self.sliced or key is not None:
             return key if self.sliced else None
-        spacing = self.case.geometry.spacing
-        axis = max(range(3), key=lambda a: (spacing[a], a))
+        axis = coarsest(self.case.geometry.spacing)
         ends = [x for p in prompts for x in ((p.low, p.high) if isinstance(p, Box) else np.atleast_2d(getattr(p, "xyz", np.zeros((0, 3)))))]
         if not ends or any(len(e) != 3 for e in ends):
             raise UsageError("this model looks at slices: say which one", fix="give slice: {axis, index}")

@@ -41,6 +41,7 @@ from ...core.method import Clock, Method, Sampling, Stage
 from ...core.plan import Plan
 from ...networks.blocks.memory import MemoryBank, affinity, aggregate, readout, similarity
 from ...networks.blocks.padding import pad_to_multiple
+from ...networks.blocks.pretrained import read_tensors
 from ...networks.mask_memory import Look, MaskMemoryNet
 from ..prompted import SequenceMethod
 
@@ -237,16 +238,10 @@ def _some(memory: list, most: int, rng: np.random.Generator) -> list:
 
 def _fill(network: MaskMemoryNet, run: Path) -> None:
     """The weights of a run (its folder, or its method.safetensors); adapters that it has not stay as they are, at zero."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = run / "method.safetensors" if run.is_dir() else run
     if not path.is_file():
         raise UsageError("there is no such run", where=path, fix="give the folder of a finished run of imos, or leave 'pretrained' empty")
-    try:
-        found = {k.removeprefix("network."): v for k, v in load_file(path).items()}
-    except SafetensorError as e:
-        raise UsageError("this is not a safetensors file", where=path, found=str(e)) from None
+    found = {k.removeprefix("network."): v for k, v in read_tensors(path).items()}
     own = network.state_dict()
     other = [k for k, v in own.items() if "adapters." not in k and (k not in found or found[k].shape != v.shape)]
     if other:

@@ -23,7 +23,7 @@ Key components: ``networks.blocks.adapter``; ``ops.prompts`` (the simulated user
 
 Good to know: an image is embedded once for the nine updates of a step, and anew whenever it is drawn again (it is augmented, and the
 adapters have moved on); gradients go back to the first adapted stage and no farther. With ``adapted=`` empty the decoder alone is tuned.
-On a CPU that computes in bfloat16 give the plan ``precision=bf16``: it trains about twice as fast.
+On a CPU that computes in bfloat16 give the plan ``precision=bf16``: it trains faster.
 """
 
 from __future__ import annotations

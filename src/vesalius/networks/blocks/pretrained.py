@@ -21,19 +21,7 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
 
     UsageError: no such file, or no safetensors. DataError: tensors that are missing or of another shape, by name.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(
-            "there is no such file of weights", where=path, fix="give the path of a .safetensors file, or leave 'pretrained' empty"
-        )
-    try:
-        found = load_file(path)
-    except SafetensorError as e:
-        raise UsageError("this is not a safetensors file", where=path, found=str(e), fix="convert the weights to safetensors") from None
-    found = {k.removeprefix("backbone."): v for k, v in found.items()}
+    found = {k.removeprefix("backbone."): v for k, v in read_tensors(path).items()}
     own = {k: v for k, v in backbone.state_dict().items() if not k.endswith(HEADS[-1])}
     missing = sorted(set(own) - set(found))
     if missing:
@@ -48,6 +36,21 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     extra = sorted(k for k in set(found) - set(own) if not k.startswith(HEADS) and not k.endswith(HEADS))
     if extra:
         raise DataError(f"{len(extra)} tensors of the file have no place in the backbone", where=path, found=", ".join(extra[:3]))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name. UsageError: no such file, or another kind of file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        fix = "give the path of a .safetensors file, or leave 'pretrained' empty"
+        raise UsageError("there is no such file of weights", where=path, fix=fix)
+    try:
+        return load_file(path)
+    except SafetensorError as e:
+        raise UsageError("this is not a safetensors file", where=path, found=str(e), fix="convert the weights to safetensors") from None
 
 
 def _for_channels(given: Tensor, own: Tensor) -> Tensor:
