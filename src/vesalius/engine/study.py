@@ -97,8 +97,8 @@ def prove(
             results[where] = {"skipped": "the data is not on this machine"}
             continue
         manifest = open_dataset(where if where.startswith("phantom:") else root / where)
-        folder = out / slug / hashlib.sha256(where.encode()).hexdigest()[:8]
         iterations, plan = part.iterations or study.iterations, {**(study.plan or {}), **(part.plan or {})}
+        folder = out / slug / _digest(where, iterations, plan, part.labelled, study.arms, study.validations)
         metrics = part.metrics or study.metrics
         if study.measure is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -140,6 +140,11 @@ def prove(
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, record)
     return record
+
+
+def _digest(*settings: Any) -> str:
+    """The folder's name: what was run under other settings is never taken up again, and does not stand in the way."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
 
 def _rows(metrics: Sequence[str], folder: Path) -> list[dict]:
