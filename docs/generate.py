@@ -2,6 +2,7 @@
 
 - docs/methods/<slug>.md and docs/methods/index.md from the cards, the home files' docstrings, the options and proofs/results/<slug>.json
 - the tables of README.md, between markers, from proofs/results and bench/results
+- the table of docs/annotate.md, from bench/results/loop.json
 - docs/img/phantoms.png, and docs/img/demo.png from the runs of ``make demo``
 
 ``python docs/generate.py --check`` exits 1 when a page is not what it would be (a test runs it).
@@ -26,6 +27,8 @@ def main() -> None:
     readme = ROOT / "README.md"
     pages[readme] = between(readme.read_text(), "proof", proof_table("sdl-seg"))
     pages[readme] = between(pages[readme], "bench", bench_table())
+    annotate = ROOT / "docs" / "annotate.md"
+    pages[annotate] = between(annotate.read_text(), "loop", loop_table())
     if "--check" in sys.argv:
         stale = [str(p.relative_to(ROOT)) for p, text in pages.items() if not p.exists() or p.read_text() != text]
         if stale:
@@ -125,6 +128,21 @@ def bench_table() -> str:
         for r in found if isinstance(found, list) else [found]:
             rows.append(f"| {r['what']} | {r['peer']} | {r['target']} | {r['ratio']:.2f}{' (not met)' if r.get('met') is False else ''} |")
     return "\n".join(rows)
+
+
+def loop_table() -> str:
+    """Round by round what ``bench/loop.py`` measured."""
+    path = ROOT / "bench" / "results" / "loop.json"
+    if not path.exists():
+        return "Not measured yet: `bench/loop.py` has no result file."
+    (result,) = json.loads(path.read_text())
+    head = ("pictures", "proposals' DSC", "boxes drawn", "DSC of the masks", "test DSC after training")
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for r in result["details"]["rounds"]:
+        rows.append(f"| {r['cases']} more | {number(r['proposals'])} | {r['boxes']} | {number(r['masks'])} | {number(r['test'])} |")
+    rows.append(f"| all, the references | - | - | 1 | {number(result['details']['references'])} |")
+    budget = f"{result['details']['method']}, {result['details']['iterations']} iterations a round"
+    return "\n".join([*rows, "", f"`{result['command']}`, {budget}, {result['date']}."])
 
 
 def between(text: str, name: str, content: str) -> str:
