@@ -26,7 +26,7 @@ from vesalius.engine.study import Arm, Data, Expect, Study
 from vesalius.methods.guided.cross_modality_prior import PART, histogram_divergence
 
 PRIOR, FEW = 16, 2  # labelled CT, labelled MR among those for training
-SMALL = {"filters": 8, "blocks": 2, "layers": 2, "gan_lr": 1e-3, "slices": 2, "share": 0.6}
+SMALL = {"filters": 8, "blocks": 2, "layers": 2, "gan_lr": 3e-4, "identity": 5.0, "slices": 2, "share": 0.6}
 
 
 @dataclass(frozen=True, repr=False)
