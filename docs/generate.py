@@ -2,6 +2,7 @@
 
 - docs/methods/<slug>.md and docs/methods/index.md from the cards, the home files' docstrings, the options and proofs/results/<slug>.json
 - the tables of README.md, between markers, from proofs/results and bench/results
+- docs/arenas/<name>.md from bench/arenas/<name>.json
 - the table of docs/annotate.md, from bench/results/loop.json
 - docs/img/phantoms.png, and docs/img/demo.png from the runs of ``make demo``
 
@@ -24,6 +25,8 @@ LABELS = {"dsc": "DSC", "hd95": "HD95 (mm)", "assd": "ASSD (mm)", "iou": "IoU", 
 def main() -> None:
     pages = {ROOT / "docs" / "methods" / f"{slug}.md": page(slug) for slug in catalog.cards()}
     pages[ROOT / "docs" / "methods" / "index.md"] = index()
+    arenas = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "bench" / "arenas").glob("*.json"))}
+    pages |= {ROOT / "docs" / "arenas" / f"{name}.md": arena(found) for name, found in arenas.items()}
     readme = ROOT / "README.md"
     pages[readme] = between(readme.read_text(), "proof", proof_table("sdl-seg"))
     pages[readme] = between(pages[readme], "bench", bench_table())
@@ -128,6 +131,47 @@ def bench_table() -> str:
         for r in found if isinstance(found, list) else [found]:
             rows.append(f"| {r['what']} | {r['peer']} | {r['target']} | {r['ratio']:.2f}{' (not met)' if r.get('met') is False else ''} |")
     return "\n".join(rows)
+
+
+def arena(found: dict) -> str:
+    """Methods by place, with intervals, what is sure against the baseline, and costs."""
+    names = {**LABELS, "cldice": "clDice", "betti0_error": "Betti-0 error"}
+    baseline, metrics, rows = found["rows"][0]["method"], found["metrics"], sorted(found["rows"], key=lambda r: r["place"])
+    lines = [f"# {found['title']}", ""]
+    lines += [
+        f"`{found['command']}`: {found['minutes']:g} minutes a training on {found['machine']}, {found['seeds']} seeds, one plan (patch "
+        f"{' x '.join(map(str, found['patch']))}), {found['tests']} test patients; {found['date']}. Means with 95 % intervals (bootstrap over "
+        f"patients); a difference to `{baseline}` whose interval leaves out 0 is in bold. Place: by mean rank of {names[metrics[0]]}; kept: "
+        f"share of bootstrap samples in which it keeps that place (Kendall's tau of whole rankings {number(found['tau'])}). GFLOPs: "
+        "predicting one patch.",
+        "",
+    ]
+    head = ["place", "kept", "method"]
+    for m in metrics:
+        head += [names[m], f"difference to {baseline}"]
+    head += ["parameters", "GFLOPs", "steps", "memory GiB"]
+    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for r in rows:
+        cells = [str(r["place"]), f"{100 * r['stability']:.0f} %", f"[{r['method']}](../methods/{r['method']}.md)"]
+        for m in metrics:
+            v = r["scores"][m]
+            cells += [f"{number(v['mean'])} [{number(v['low'])}, {number(v['high'])}]", _sure(v) if r["method"] != baseline else "baseline"]
+        cells += [f"{r['parameters'] / 1e6:.2f} M", f"{r['gflops']:.2f}", str(r["steps"]), f"{r['memory_gib']:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    at = next(r["place"] for r in rows if r["method"] == baseline)
+    behind = [f"`{r['method']}`" for r in rows if r["place"] > at]
+    first = ", ".join(f"`{r['method']}`" for r in rows[:3])
+    lines += ["", f"Try first: {first}."]
+    lines += [f"Not better than the plain `{baseline}` here, at this length: {', '.join(behind)}."] if behind else []
+    return "\n".join(lines) + "\n"
+
+
+def _sure(v: dict) -> str:
+    """A paired difference with its interval, bold where that leaves out 0."""
+    if v["difference"] is None:
+        return "-"
+    text = f"{number(v['difference'], True)} [{number(v['difference_low'], True)}, {number(v['difference_high'], True)}]"
+    return f"**{text}**" if v["difference_low"] is not None and v["difference_low"] * v["difference_high"] > 0 else text
 
 
 def loop_table() -> str:

@@ -1,0 +1,143 @@
+"""Arenas: every network, or every objective with the same U-Net, on one data set; same plan, same minutes, three seeds.
+
+    .venv/bin/python bench/arena.py kvasir                  train what is missing, test, write bench/arenas/kvasir.json
+    .venv/bin/python bench/arena.py kvasir --only pranet    train this one; nothing is written
+    .venv/bin/python bench/arena.py --list                  the arenas and who competes in them
+
+Alone on the machine: minutes are turned into steps by timing them. Finished trainings are kept in build/bench/arenas and not done again, so
+that an arena may be filled over several evenings; one of other minutes or another version of the data has a folder of its own. ``make
+docs`` writes docs/arenas/<name>.md from the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import table
+
+from vesalius import catalog
+from vesalius.datasets import open_dataset
+from vesalius.engine import api
+from vesalius.engine.compare import compare
+from vesalius.engine.progress import Progress
+from vesalius.engine.record import read_json, write_json
+from vesalius.report.tables import number
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA, WORK, OUT = ROOT.parent / "shared" / "data", ROOT / "build" / "bench" / "arenas", ROOT / "bench" / "arenas"
+BASELINE, SEEDS = "unet", 3
+
+
+@dataclass(frozen=True)
+class Arena:
+    """``kind`` of card that competes; ``metrics``: the first one ranks; ``title`` says for whom the page is."""
+
+    title: str
+    where: str
+    kind: str
+    minutes: float
+    metrics: tuple[str, ...] = ("dsc", "hd95")
+
+    def methods(self) -> list[str]:
+        """``unet`` and all others of its kind that need nothing but labels of such data."""
+        dims = open_dataset(DATA / self.where).dims
+        fits = lambda c: c.kind == self.kind and dims in c.dims and c.supervision == "full" and set(c.learns) <= {"labels"}
+        return [BASELINE, *sorted(slug for slug, card in catalog.cards().items() if fits(card) and slug != BASELINE)]
+
+
+ARENAS = {
+    "kvasir": Arena("Networks on a polyp: Kvasir-SEG", "2d/kvasir_seg", "network", 2),
+    "nuclei": Arena("Networks on nuclei: DSB 2018", "2d/dsb2018_nuclei", "network", 2),
+    "hippocampus": Arena("Networks on a small 3D organ: MSD hippocampus", "3d/msd_hippocampus", "network", 3),
+    "acdc": Arena("Networks on anisotropic volumes: ACDC", "3d/acdc_scribble", "network", 3),
+    "drive": Arena("Objectives on vessels: DRIVE", "2d/drive_vessels", "objective", 3, ("dsc", "cldice", "betti0_error")),
+    "chase": Arena("Objectives on vessels: CHASE_DB1", "2d/chase_db1", "objective", 3, ("dsc", "cldice", "betti0_error")),
+}
+
+
+def folder_of(name: str, arena: Arena, minutes: float) -> Path:
+    manifest = open_dataset(DATA / arena.where)
+    key = hashlib.sha256(f"{manifest.digest()} {minutes} {arena.metrics}".encode()).hexdigest()[:8]
+    return WORK / f"{name}-{key}"
+
+
+def run(name: str, arena: Arena, methods: list[str], minutes: float, seeds: int) -> Path:
+    out = folder_of(name, arena, minutes)
+    compare(
+        methods, DATA / arena.where, out, seeds=seeds, minutes=minutes, validations=1, metrics=(*arena.metrics,), baseline=BASELINE,
+        title=arena.title, progress=Progress(),
+    )  # fmt: skip
+    return out
+
+
+def giga_flops(folder: Path) -> float:
+    """Of predicting one patch, multiplications and additions, 1e9."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    trained = api.open_run(folder)
+    method, plan = trained.method.eval(), trained.method.plan
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        method(torch.zeros(1, plan.in_channels, *plan.patch))
+    return counter.get_total_flops() / 1e9
+
+
+def record(name: str, arena: Arena, out: Path, methods: list[str], minutes: float, seeds: int) -> dict:
+    """What the page shows: per method means with intervals, differences to the baseline, places and how firm they are, and costs."""
+    summary = read_json(out / "summary.json")
+    first = next(row["structure"] for row in summary["rows"] if row["metric"] == arena.metrics[0])
+    scores = {(row["method"], row["metric"]): row for row in summary["rows"] if row["structure"] == first}
+    ranked = next(r for r in summary["ranking"] if r["scheme"] == "mean rank")
+    keep = ("mean", "low", "high", "difference", "difference_low", "difference_high", "undefined", "p_holm")
+    rows = []
+    for slug in methods:
+        runs = [read_json(out / slug / f"seed_{seed}" / "run.json") for seed in range(seeds)]
+        steps = [sum(v["iterations"] for k, v in r["facts"].items() if k.startswith("budget.")) for r in runs]
+        rows.append(
+            {
+                "method": slug,
+                "scores": {m: {k: scores[slug, m][k] for k in keep} for m in arena.metrics},
+                "place": ranked["place"][slug],
+                "stability": ranked["stability"][slug],
+                "parameters": runs[0]["parameters"],
+                "gflops": round(giga_flops(out / slug / "seed_0"), 3),
+                "steps": round(sum(steps) / len(steps)),
+                "memory_gib": max(r.get("peak_memory_gib", 0.0) for r in runs),
+                "seconds_a_case": scores[slug, "seconds"]["mean"] if (slug, "seconds") in scores else None,
+            }
+        )
+    patch = api.open_run(out / BASELINE / "seed_0").plan.patch
+    facts = {"tau": ranked["tau"], "tests": ranked["patients"], "patch": list(patch), "seeds": seeds, "minutes": minutes}
+    command = f".venv/bin/python bench/arena.py {name}"
+    return {**asdict(arena), **facts, "rows": rows, "command": command, "machine": table.machine(), "date": time.strftime("%Y-%m-%d")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=ARENAS)
+    parser.add_argument("--minutes", type=float, help="a training; default: the arena's own")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--only", help="train and test one method beside the baseline")
+    parser.add_argument("--list", action="store_true")
+    given = parser.parse_args()
+    if given.list or not given.name:
+        for name, arena in ARENAS.items():
+            print(f"{name}: {arena.where}, {arena.minutes:g} minutes a training: {', '.join(arena.methods())}")
+        return
+    arena = ARENAS[given.name]
+    minutes, methods = given.minutes or arena.minutes, arena.methods() if not given.only else [BASELINE, given.only]
+    out = run(given.name, arena, methods, minutes, given.seeds)
+    found = record(given.name, arena, out, methods, minutes, given.seeds)
+    for row in sorted(found["rows"], key=lambda r: r["place"]):
+        print(f"{row['place']:2d}. {row['method']:16s} " + "  ".join(f"{m} {number(row['scores'][m]['mean'])}" for m in arena.metrics))
+    if not given.only:
+        OUT.mkdir(exist_ok=True)
+        write_json(OUT / f"{given.name}.json", found)
+
+
+if __name__ == "__main__":
+    main()
