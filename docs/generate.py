@@ -140,9 +140,9 @@ def arena(found: dict) -> str:
     lines = [f"# {found['title']}", ""]
     lines += [
         f"`{found['command']}`: {found['minutes']:g} minutes a training on {found['machine']}, {found['seeds']} seeds, one plan (patch "
-        f"{' x '.join(map(str, found['patch']))}), {found['tests']} test patients; {found['date']}. Means with 95 % intervals (bootstrap over "
-        f"patients); a difference to `{baseline}` whose interval leaves out 0 is in bold. Place: by mean rank of {names[metrics[0]]}; kept: "
-        f"share of bootstrap samples in which it keeps that place (Kendall's tau of whole rankings {number(found['tau'])}). GFLOPs: "
+        f"{' x '.join(map(str, found['patch']))}), {found['tests']} test patients; {found['date']}. Means with 95 % intervals (bootstrap "
+        f"over patients); a difference to `{baseline}` whose interval leaves out 0 is in bold. Place: by mean rank of {names[metrics[0]]}; "
+        f"kept: share of bootstrap samples in which it keeps that place (Kendall's tau of whole rankings {number(found['tau'])}). GFLOPs: "
         "predicting one patch.",
         "",
     ]
