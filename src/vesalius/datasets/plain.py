@@ -1,6 +1,6 @@
 """A plain folder: ``images/`` beside ``labels/`` or ``masks/``, matched by file name; or images alone, to predict on; or one image file.
 
-A label is the image's name, optionally with _mask, _seg, _label and the like; labels with such a suffix may also stand beside the images.
+A folder of DICOM slices is one image, named after the folder. A label is the image's name, optionally with _mask, _seg, _label and the like; labels with such a suffix may also stand beside the images.
 The label table is found by reading every label file once: one value besides 0 is 'foreground', several are 'class_<value>'.
 Patients: the file name, unless every name starts with a patient of its own ('sub-01_T1', 'patient002_frame01').
 """
@@ -16,7 +16,7 @@ import numpy as np
 from .. import io
 from ..core.errors import DataError
 from ..core.manifest import CaseRef, Manifest
-from .stems import MASK_SUFFIX, images_in, patients_of, stem
+from .stems import MASK_SUFFIX, ending, images_in, patients_of, series_in, stem
 
 IMAGES, LABELS = ("images", "imgs", "image"), ("labels", "masks", "label", "mask", "segmentations")
 MOST_CLASSES = 256  # more values than this are object ids or a grey image
@@ -48,7 +48,7 @@ def folders(path: Path) -> tuple[Path | None, Path | None]:
     inside = {p.name.lower(): p for p in sorted(path.iterdir()) if p.is_dir()} if path.is_dir() else {}
     images = next((inside[n] for n in IMAGES if n in inside), None)
     labels = next((inside[n] for n in LABELS if n in inside), None)
-    return images or (path if images_in(path) else None), labels
+    return images or (path if path.is_dir() and _with_series(path) else None), labels
 
 
 def label_values(files: Iterable[Path | str]) -> dict[str, int]:
@@ -85,7 +85,7 @@ def _files(path: Path) -> tuple[list[Path], list[Path]]:
     image_folder, label_folder = folders(path)
     if image_folder is None:
         raise DataError("no image files", where=path, allowed=f"a folder {' or '.join(IMAGES)}, or images directly in it")
-    files = images_in(image_folder)
+    files = _with_series(image_folder)
     if not files:
         raise DataError("the image folder is empty", where=image_folder)
     if label_folder is not None:
@@ -93,6 +93,17 @@ def _files(path: Path) -> tuple[list[Path], list[Path]]:
     names = {stem(f) for f in files}
     beside = [f for f in files if MASK_SUFFIX.search(stem(f)) and MASK_SUFFIX.sub("", stem(f)) in names]
     return [f for f in files if f not in beside], beside
+
+
+def _with_series(folder: Path) -> list[Path]:
+    """Image files directly in a folder, and DICOM series: the folder's own slices, or folders of slices in it."""
+    own = series_in(folder)
+    if any("#" in p.name for p in own):
+        found = f"{len(own)} series"
+        raise DataError("slices of several DICOM series in one folder", where=folder, found=found, fix="give each series a folder of its own")
+    inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    whole = [series for p in inside for series in series_in(p) if series == p]
+    return [p for p in images_in(folder) if p not in own and ending(p) != ".dcm"] + own + whole
 
 
 def _pairs(images: list[Path], labels: list[Path], root: Path) -> Mapping[str, tuple[Path, Path | None]]:

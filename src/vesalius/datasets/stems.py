@@ -48,6 +48,19 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_file() and ending(p) and not p.name.startswith("."))
 
 
+def series_in(folder: Path) -> list[Path]:
+    """The DICOM series directly in ``folder``, as addresses that ``io`` reads: the folder itself where there is one, 'folder#UID' where
+    there are several. Files that are a series each by themselves (pictures, multi-frame volumes) come as files."""
+    from ..io import dicom, is_dicom
+
+    files = [p for p in sorted(folder.glob("*")) if p.is_file() and not p.name.startswith(".") and ending(p) in ("", ".dcm")]
+    files = [p for p in files if is_dicom(p)]
+    counts = dicom.series(folder) if files else {}
+    if len(counts) == len(files):
+        return files
+    return [folder] if len(counts) == 1 else [Path(f"{folder}#{uid}") for uid in counts]
+
+
 def patients_of(stems: Iterable[str]) -> Mapping[str, str]:
     """stem -> patient. The part before an underscore or dash is the patient only where *every* name says so itself ('sub-01_T1',
     'patient002_frame01'); otherwise each name is a patient of its own."""

@@ -35,6 +35,7 @@ from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
 from ..datasets import open_dataset, read_case
 from ..datasets.cases import file_of, header_of, spacing_of
+from ..datasets.stems import series_in
 from ..io.files import WRITABLE
 
 STATUSES = ("todo", "draft", "done", "reviewed")
@@ -162,25 +163,14 @@ def _loose(folder: Path) -> list[Path]:
     endings = (*WRITABLE, ".jpg", ".jpeg", ".tiff", ".bmp", ".pgm")
     seen = sorted(p for p in folder.glob("*") if not p.name.startswith("."))
     files = [p for p in seen if p.is_file() and p.name.lower().endswith(endings)]
-    return files + _series(folder) + [series for p in seen if p.is_dir() for series in _series(p)]
+    return files + series_in(folder) + [series for p in seen if p.is_dir() for series in series_in(p)]
 
 
 def _is_of_series(folder: Path) -> bool:
     """Whether a folder without a dataset's description holds DICOM series, itself or in its folders: not pictures, one a slice."""
     if not folder.is_dir() or any((folder / name).exists() for name in ("dataset.toml", "dataset.json", "cases.csv", "images")):
         return False
-    return any(not p.is_file() for one in (folder, *folder.glob("*/")) for p in _series(one))
-
-
-def _series(folder: Path) -> list[Path]:
-    """The DICOM series directly in a folder, as addresses that ``io`` reads; files that are a series each by themselves as files."""
-    from ..io import dicom
-
-    files = sorted(p for p in folder.glob("*") if p.is_file() and not p.name.startswith(".") and io.is_dicom(p))
-    counts = dicom.series(folder) if files else {}
-    if len(counts) == len(files):
-        return files
-    return [folder] if len(counts) == 1 else [Path(f"{folder}#{uid}") for uid in counts]
+    return any(not p.is_file() for one in (folder, *folder.glob("*/")) for p in series_in(one))
 
 
 def _of_files(files: Sequence[Path]) -> Manifest:
