@@ -1,6 +1,7 @@
 """A plain folder: ``images/`` beside ``labels/`` or ``masks/``, matched by file name; or images alone, to predict on; or one image file.
 
-A folder of DICOM slices is one image, named after the folder. A label is the image's name, optionally with _mask, _seg, _label and the like; labels with such a suffix may also stand beside the images.
+A folder of DICOM slices is one image, named after the folder. A label is the image's name, optionally with _mask, _seg, _label and the
+like; labels with such a suffix may also stand beside the images.
 The label table is found by reading every label file once: one value besides 0 is 'foreground', several are 'class_<value>'.
 Patients: the file name, unless every name starts with a patient of its own ('sub-01_T1', 'patient002_frame01').
 """
@@ -99,8 +100,8 @@ def _with_series(folder: Path) -> list[Path]:
     """Image files directly in a folder, and DICOM series: the folder's own slices, or folders of slices in it."""
     own = series_in(folder)
     if any("#" in p.name for p in own):
-        found = f"{len(own)} series"
-        raise DataError("slices of several DICOM series in one folder", where=folder, found=found, fix="give each series a folder of its own")
+        fix = "give each series a folder of its own"
+        raise DataError("slices of several DICOM series in one folder", where=folder, found=f"{len(own)} series", fix=fix)
     inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
     whole = [series for p in inside for series in series_in(p) if series == p]
     return [p for p in images_in(folder) if p not in own and ending(p) != ".dcm"] + own + whole
