@@ -255,7 +255,13 @@ def calibrate(recipes: Mapping[str, Recipe], data: str, seconds: float) -> dict:
         facts = recipe.time(seconds)
         ends = facts.pop("ends")
         rate = steps_per_minute(ends) * facts.pop("share", 1.0)
-        known[name] = {"steps_per_minute": round(rate, 2), "timed_steps": len(ends), **facts, "load": round(os.getloadavg()[0], 1)}
+        known[name] = {
+            "steps_per_minute": round(rate, 2),
+            "timed_steps": len(ends),
+            "digest": recipe.bench.digest,
+            **facts,
+            "load": round(os.getloadavg()[0], 1),
+        }
         print(f"{name}: {known[name]}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(known, indent=1) + "\n")
@@ -354,10 +360,10 @@ def main() -> None:
     if "nnunet" in names and not PEERS.exists():
         sys.exit(f"{PEERS} is missing: run bench/setup_peers.sh first")
     with tempfile.TemporaryDirectory(prefix="vesalius-accuracy-") as scratch:
-        bench = Bench(manifest, split, api.plan_for(manifest, split)[0], Path(scratch))
+        bench = Bench(manifest, split, api.plan_for(manifest, split, minutes=args.minutes)[0], Path(scratch))
         known = json.loads(steps.read_text()) if steps.exists() else {}
         recipes = {name: RECIPES[name](bench) for name in names}
-        untimed = recipes if args.calibrate else {n: r for n, r in recipes.items() if n not in known}
+        untimed = recipes if args.calibrate else {n: r for n, r in recipes.items() if known.get(n, {}).get("digest") != bench.digest}
         if untimed:
             known = calibrate(untimed, args.data, args.seconds)
         if args.calibrate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vesalius.core.geometry import LongestSide
 from vesalius.engine.study import Arm, Data, Expect, Study
 
 LEARNING = {"lr": 1e-3, "samples": 16}  # the published 1e-4 is for 500 epochs
@@ -19,7 +20,7 @@ def study() -> Study:
             Data("phantom:shapes-2d?raters=4&cases=120"),
             Data("../shared/data/2d/lidc_multirater?render=ct"),
             Data("../shared/data/2d/drishti_disc_cup?votes=cup_votes", plan={"patch": (128, 128)}),
-            Data("../shared/data/2d/chase_db1", plan={"patch": (128, 128)}),
+            Data("../shared/data/2d/chase_db1", plan={"grid": LongestSide(192), "patch": (128, 128)}),
         ),
         baseline="cross-entropy",
         expects=(Expect("pulaski", "ged", "lower"),),

@@ -16,7 +16,8 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the training images are like: sizes (voxels) and spacings (mm) by case, intensity facts by channel, class shares."""
+    """What the training images are like: sizes (voxels) and spacings (mm) by case, intensity facts by channel, class shares, and in 2D
+    how small a picture may be made (``kept``)."""
 
     cases: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -24,6 +25,7 @@ class Fingerprint:
     intensities: Mapping[str, Mapping[str, float]]  # channel -> min, max, mean, sd, p005, p995 (over foreground), zero_share
     class_voxels: Mapping[str, Mapping[str, int]]  # case -> class name -> voxels
     channel_sizes: Mapping[str, int]  # channel -> its components (3 for RGB)
+    kept: Mapping[int, float] = field(default_factory=dict)  # longest side (px) -> DSC of labels made so small and large again
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -31,7 +33,7 @@ class Fingerprint:
     @classmethod
     def from_json(cls, record: Mapping) -> Fingerprint:
         tuples = {k: tuple(tuple(x) if isinstance(x, list) else x for x in record[k]) for k in ("cases", "shapes", "spacings")}
-        return cls(**{**record, **tuples})
+        return cls(**{**record, **tuples, "kept": {int(k): v for k, v in record.get("kept", {}).items()}})
 
 
 @dataclass(frozen=True)

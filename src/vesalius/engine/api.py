@@ -51,9 +51,15 @@ def hide_labels(manifest: Manifest, train: Sequence[str], labelled: int, seed: i
 
 
 def plan_for(
-    manifest: Manifest, split: Split, *, device: str = "auto", overrides: Mapping[str, Any] | None = None, progress: Progress | None = None
+    manifest: Manifest,
+    split: Split,
+    *,
+    device: str = "auto",
+    minutes: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Plan, Fingerprint]:
-    """Fingerprint of the training cases and the plan made from it."""
+    """Fingerprint of the training cases and the plan made from it, for trainings of so many ``minutes`` where that is known."""
     device = device_of(device)
     read = reader(manifest)
     progress = progress or Progress(quiet=True)
@@ -64,7 +70,7 @@ def plan_for(
             return read(case)
 
         facts = fingerprint(manifest, split.train, each)
-    return make_plan(manifest, facts, device=device.partition(":")[0], **dict(overrides or {})), facts
+    return make_plan(manifest, facts, device=device.partition(":")[0], minutes=minutes, **dict(overrides or {})), facts
 
 
 def train(
@@ -119,7 +125,7 @@ def train(
         if manifest.regions:
             progress.say(manifest.regions_rule)
         if plan is None:
-            plan, _ = plan_for(manifest, split, device=device, overrides=plan_overrides, progress=progress)
+            plan, _ = plan_for(manifest, split, device=device, minutes=minutes, overrides=plan_overrides, progress=progress)
         plan = _for_card(plan, method)
         subs = {n: catalog.build(s, plan, manifest) for n, s in (parts or {}).items()}
         import torch

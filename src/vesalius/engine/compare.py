@@ -108,7 +108,7 @@ def compare(
             shown = manifest if labelled is None else hide_labels(manifest, split.train, labelled, seed)
             needed = any(a.folder is None for a in arms)
             if needed and (plan is None or folds or labelled is not None):  # other training cases, another plan
-                plan, _ = plan_for(shown, split, device=device, overrides=plan_overrides, progress=progress)
+                plan, _ = plan_for(shown, split, device=device, minutes=minutes, overrides=plan_overrides, progress=progress)
             for arm in arms:
                 number = {"seed": seed, **({"fold": fold} if folds else {})}
                 progress.say(f"== {arm.name}, " + ", ".join(f"{k} {v}" for k, v in number.items()))

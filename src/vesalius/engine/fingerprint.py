@@ -6,19 +6,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..core.case import Case
+from ..core.case import Case, Image, LabelMap
 from ..core.errors import DataError
+from ..core.geometry import LongestSide
 from ..core.manifest import Manifest
 from ..core.plan import Fingerprint
 
 _SAMPLES = 20000  # voxels a case gives to the intensity facts
+_SIDES = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)  # px, at which labels are tried
+_TRIED = 12  # cases whose labels are
 
 
 def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Case]) -> Fingerprint:
     """Read the cases ``ids`` (training cases only) once. ``read`` gives the native case. Data of texts and tables (0 dims) has no facts."""
     if not manifest.dims:
         return Fingerprint(tuple(ids), (), (), {}, {}, {})
-    shapes, spacings, classes, sizes = [], [], {}, {}
+    shapes, spacings, classes, sizes, kept = [], [], {}, {}, []
     values: dict[str, list[np.ndarray]] = {c: [] for c in manifest.channels}  # of the foreground
     others: dict[str, list[np.ndarray]] = {c: [] for c in manifest.channels}  # of cases without any: used where no case has one
     zeros: dict[str, list[float]] = {c: [] for c in manifest.channels}
@@ -37,6 +40,8 @@ def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Ca
             counts[0] -= int((data < 0).sum())
             classes[i] = {n: int(c) for n, c in zip(manifest.names, counts, strict=False)}
             inside = data > 0
+            if len(grid.shape) == 2 and len(kept) < _TRIED and inside.any():
+                kept.append([_kept(label, side) for side in _SIDES])
         rng = np.random.default_rng(len(shapes))
         for name, image in case.images.items():
             if name not in values:
@@ -76,4 +81,16 @@ def fingerprint(manifest: Manifest, ids: Sequence[str], read: Callable[[str], Ca
             "p995": float(p995),
             "zero_share": float(np.mean(zeros[name])),
         }
-    return Fingerprint(tuple(ids), tuple(shapes), tuple(spacings), intensities, classes, sizes)
+    small = {side: float(value) for side, value in zip(_SIDES, np.mean(kept, axis=0), strict=True)} if kept else {}
+    return Fingerprint(tuple(ids), tuple(shapes), tuple(spacings), intensities, classes, sizes, small)
+
+
+def _kept(label: LabelMap, side: int) -> float:
+    """DSC of the foreground with itself after a training's way: prepared with this longest side (px), and restored."""
+    grid = label.geometry
+    if side >= max(grid.shape):
+        return 1.0
+    small, whole = LongestSide(side).of(grid), np.asarray(label.semantic.data) > 0
+    fore = (np.asarray(label.semantic.on(small).data) > 0).astype(np.float32)
+    back = Image(fore[None], small).on(grid).data[0] >= 0.5
+    return float(2 * (back & whole).sum() / (back.sum() + whole.sum()))

@@ -16,11 +16,14 @@ from ..ops.augment import PRESETS
 _CPU = {2: (192 * 192, 16, 192, 1500), 3: (56 * 64 * 56, 16, 256, 1500)}
 _GPU = {2: (512 * 512, 32, 512, 25000), 3: (128 * 128 * 128, 32, 320, 25000)}
 _TEXTS = 16  # cases of a batch that have no image
+_KEPT = 0.95  # DSC that labels must keep in pictures made smaller
+_STEPS, _PIXELS, _SMALLEST = 800, 18e6, 96  # steps that a short training wants; pixels a core trains on in a minute; px of a longest side
 _EITHER_WAY_UP = ("endoscop", "dermos", "microscop", "histolog", "fundus", "retina", "fluorescence", "h&e")
 
 
-def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", **overrides) -> Plan:
-    """The plan all methods of a comparison share. ``overrides`` replace fields of the result."""
+def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", minutes: float | None = None, **overrides) -> Plan:
+    """The plan all methods of a comparison share. ``minutes``: of a training, where somebody said; few of them on a CPU go farther with
+    smaller pictures. ``overrides`` replace fields of the result."""
     dims, reasons = manifest.dims, {}
     if not dims:
         few = dict(workers=min(4, max(1, (os.cpu_count() or 2) - 1)), threads=os.cpu_count() or 2, precision="32")
@@ -32,9 +35,9 @@ def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", *
     median = np.median([np.multiply(s, m) for s, m in zip(facts.shapes, facts.spacings, strict=True)], axis=0) / spacing
     if dims == 2:
         longest = int(np.ceil(median.max()))
-        limit = int(np.sqrt(voxels))
+        limit, reasons["grid"] = _side(facts, longest, int(np.sqrt(voxels)), None if gpu else minutes)
         grid = Grid(longest=limit) if longest > limit else Grid()
-        reasons["grid"] = f"longest side {limit} px for {'the GPU' if gpu else 'CPU speed'}" if grid.longest else "images as they are"
+        voxels = min(voxels, limit**2) if grid.longest else voxels
         median = median * (min(1.0, limit / longest))
         spacing = spacing / min(1.0, limit / longest)
     else:
@@ -86,6 +89,23 @@ def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", *
     plan = plan.derive(**overrides)
     depth = min(len(plan.features), len(plan.strides))
     return plan.derive(features=plan.features[:depth], strides=plan.strides[:depth], kernels=plan.kernels[:depth])
+
+
+def _side(facts: Fingerprint, longest: int, most: int, minutes: float | None) -> tuple[int, str]:
+    """Longest side (px) of prepared pictures, and why: at most ``most`` or what ``minutes`` on this CPU allow, unless labels are too fine
+    for that. Where it exceeds a patch, training sees parts of a picture."""
+    limit, why = most, "so that a picture is a patch"
+    if minutes is not None:
+        affordable = np.sqrt(minutes * (os.cpu_count() or 2) * _PIXELS / (_STEPS * 8))
+        limit = int(np.clip(32 * (affordable // 32), _SMALLEST, most))
+        why = f"{minutes:g} minutes are for {_STEPS} steps of small pictures rather than fewer of large ones" if limit < most else why
+    if longest <= limit:
+        return longest, "images as they are"
+    if facts.kept.get(limit, 1.0) >= _KEPT:
+        return limit, f"longest side {limit} px, {why}"
+    fine = next((side for side, kept in sorted(facts.kept.items()) if limit < side < longest and kept >= _KEPT), longest)
+    said = f"at {limit} px labels would keep a DSC of {facts.kept[limit]:.2f}, with fine structures lost"
+    return fine, f"longest side {fine} px: {said}" if fine < longest else f"images as they are: {said}"
 
 
 def _has_gpu() -> bool:
