@@ -16,6 +16,7 @@ from vesalius import io
 from vesalius.serve.app import PAGE, create_app
 from vesalius.serve.models import Models
 from vesalius.serve.security import Guard
+from vesalius.serve.wire import encode
 
 pytestmark = [
     pytest.mark.skipif(chromium() is None, reason="there is no Chromium on this machine"),
@@ -229,6 +230,74 @@ def test_a_picture_by_hand(browser, opened):
     page.key("j")
     page.until("vesalius.current?.record.id == 'c2' && !vesalius.loading")
     assert not shown(page, PICTURE.shape).any()
+    assert page.errors == []
+
+
+def test_outlines_and_lines_through(browser, opened):
+    """A lasso fills what it surrounds, or asks the model; a scribble asks it, and with Shift says what does not belong."""
+    page, desk = browser, opened(2)
+    enter(page, desk, model=None)
+    page.value("vesalius.useModel('')")
+    page.until("!vesalius.current.prompter")
+    page.key("l")
+    page.drag(spots(page, (4.6, 5.6, 0), (4.6, 20.4, 0), (12.4, 20.4, 0), (12.4, 5.6, 0), (4.6, 5.6, 0)))
+    wanted = np.zeros(PICTURE.shape, np.uint8)
+    wanted[5:13, 6:21] = 1
+    assert np.array_equal(shown(page, PICTURE.shape), wanted)
+    page.key("z", ctrl=True)
+    assert not shown(page, PICTURE.shape).any()
+
+    page.value("vesalius.useModel('flat')")
+    page.until("vesalius.current.prompter?.state == 'ready'")
+    page.key("s")
+    page.drag(spots(page, (8, 10, 0), (8, 14, 0), (8, 20, 0)))
+    page.until("vesalius.current.prompter.prompts == 1")
+    line = shown(page, PICTURE.shape)
+    assert line[8, 10] and line[8, 20]
+    page.drag(spots(page, (8, 18, 0), (8, 20, 0), (8, 21, 0)), button="right")
+    page.until("vesalius.current.prompter.prompts == 2")
+    assert not shown(page, PICTURE.shape)[8, 20] and shown(page, PICTURE.shape)[8, 10]
+    page.key("n")
+    page.key("l")
+    page.drag(spots(page, (14.6, 25.6, 0), (14.6, 34.4, 0), (21.4, 34.4, 0), (21.4, 25.6, 0), (14.6, 25.6, 0)))
+    page.until("vesalius.current.prompter.prompts == 3")
+    assert shown(page, PICTURE.shape)[18, 30] and shown(page, PICTURE.shape)[8, 10]
+    saved(page)
+    assert np.array_equal(desk.mask(), shown(page, PICTURE.shape))
+    assert page.errors == []
+
+
+def test_what_is_laid_over_the_picture(browser, opened):
+    """A model's uncertainty, and two versions compared: the prompts' own lines are not in the way, and the mask comes back."""
+    page, desk = browser, opened(2)
+    proposal = np.zeros(PICTURE.shape, np.uint8)
+    proposal[5:13, 6:21] = 1
+    kept = desk.project.save("c1", proposal, None, user="a", origin={"kind": "model", "model": "m"})
+    doubt = np.zeros(PICTURE.shape, np.uint8)
+    doubt[14:20, 25:35] = 90
+    io.atomic_write_bytes(desk.folder / "doubt" / "c1" / f"{kept.id}.nii.gz", encode(doubt[None], PICTURE))
+    enter(page, desk)
+    mask_at, doubt_at = spots(page, (9, 10, 0), (17, 30, 0))
+    assert coloured(page, mask_at) and not coloured(page, doubt_at)
+    page.key("u")
+    page.until("vesalius.doubt")
+    assert coloured(page, doubt_at) and not coloured(page, mask_at)
+    page.key("Escape")
+    assert coloured(page, mask_at) and not coloured(page, doubt_at)
+
+    page.key("b")
+    page.drag(spots(page, (14.6, 25.6, 0), (19.4, 34.4, 0)))
+    page.until("vesalius.current.prompter.prompts == 1")
+    saved(page)
+    drawn = "!document.querySelector('canvas.ink').hidden"
+    page.until(drawn)
+    page.value("vesalius.compare(vesalius.current.record.versions[0].id, vesalius.current.saver.head)")
+    page.until("vesalius.comparison?.rows.length == 1")
+    assert coloured(page, mask_at) and coloured(page, doubt_at)
+    page.until(f"!({drawn})")
+    page.key("Escape")
+    page.until(drawn)
+    assert page.value("vesalius.comparison") is None and coloured(page, mask_at)
     assert page.errors == []
 
 

@@ -163,11 +163,13 @@ export class Stage {
   // ------------------------------------------------------------------------------------------------------------------------- ink
   draw(): void {
     const { canvas } = this.view;
-    this.ink.width = canvas.width; // clears it, and forgets every clip
+    this.ink.width = canvas.width; // forgets every clip
     this.ink.height = canvas.height;
     const pen = this.ink.getContext("2d")!;
+    pen.clearRect(0, 0, canvas.width, canvas.height); // Chromium may go on showing what a mere change of size has cleared
     const marks = this.host.marks();
-    this.ink.hidden = !this.host.ready || !this.view.layout || !(marks.length || this.gesture || this.cursor);
+    const brush = this.host.tool === "brush" || this.host.tool === "eraser" ? this.cursor : null;
+    this.ink.hidden = !this.host.ready || !this.view.layout || !(marks.length || this.gesture || brush);
     if (this.ink.hidden) return;
     const px = this.view.pixels;
     for (const tile of this.view.tiles) {
@@ -179,7 +181,7 @@ export class Stage {
       pen.restore();
     }
     if (this.gesture) this.inProgress(pen, this.gesture, px);
-    if (this.cursor && (this.host.tool === "brush" || this.host.tool === "eraser")) this.brushAt(pen, this.cursor, px);
+    if (brush) this.brushAt(pen, brush, px);
   }
 
   private mark(pen: CanvasRenderingContext2D, tile: Tile, mark: Prompt, px: number): void {
