@@ -1,9 +1,12 @@
 """Documents are true: README's code runs, its commands exist, generated pages are what the generator writes."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from vesalius import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -32,3 +35,16 @@ def test_links_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_no_card_claims_more_than_its_proof_showed():
+    """'proof': on one data set everything held, and on none did anything turn round."""
+    claimed = [slug for slug, card in catalog.cards().items() if card.evidence == "proof"]
+    assert claimed
+    for slug in claimed:
+        record = json.loads((ROOT / "proofs" / "results" / f"{slug}.json").read_text())
+        measured = [r for r in record["results"].values() if "arms" in r]
+        assert any(r["holds"] for r in measured), slug
+        for e in (e for r in measured for e in r["expected"] if e["difference"] and e["difference"]["low"] is not None):
+            d, higher = e["difference"], e["direction"] == "higher"
+            assert not (d["high"] < 0 if higher else d["low"] > 0), f"{slug}: {e}"

@@ -26,7 +26,7 @@ from vesalius.methods.generative.sdseg import SDSeg
 from vesalius.metrics.overlap import dsc
 
 SIZES = {"features": (8, 16, 32), "width": 48, "multiples": (1, 2), "dropout": 0.0, "lr": 3e-3, "predicts": "velocity"}
-FIRST, CASES, NOISES, SPREAD_OF = 300, 20, 5, 6  # iterations of the autoencoder, test cases, draws of the noise, of this many cases
+FIRST, CASES, NOISES, SPREAD_OF = 300, 12, 5, 4  # iterations of the autoencoder, test cases, draws of the noise, of this many cases
 STEPS = "steps"  # an option of prediction alone: arms that differ in it share their weights
 
 

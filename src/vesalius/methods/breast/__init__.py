@@ -43,6 +43,7 @@ CARDS: tuple[Card, ...] = (
         claim="A network that sees both views at once, started from one of patches and then of single views, tells cancers better than the "
         "average of two single-view scores, and better than the same network from scratch.",
         baseline="average of two single-view scores; the same network from random weights",
+        evidence="proof",
         phantom="mammogram",
         small={"size": (64, 48), "tile": 24, "width": 0.25, "depth": 0.3, "lr": 2e-3},
         weights="none; ImageNet weights of EfficientNet from a local safetensors file with timm's names (--set pretrained=FILE)",
