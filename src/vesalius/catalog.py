@@ -39,6 +39,7 @@ HOMES = (
     "vesalius.methods.language",
     "vesalius.methods.generative",
     "vesalius.methods.registration",
+    "vesalius.methods.networks",
 )
 
 

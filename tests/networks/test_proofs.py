@@ -26,7 +26,7 @@ def built(arm, study) -> torch.nn.Module:
     return arm.method(plan, MANIFEST, **arm.options)
 
 
-@pytest.mark.parametrize("name", ["m2snet", "mcads", "transdae", "momentum_net", "qtseg", "pranet", "primus", "meningioma_pls"])
+@pytest.mark.parametrize("name", sorted(p.stem for p in PROOFS.glob("*.py")))
 def test_arms_and_expectations_are_known(name):
     s = study(name)
     arms = {a.name for a in s.arms}

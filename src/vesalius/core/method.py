@@ -120,6 +120,9 @@ class Run(Protocol):
     def prepared(self, case: str, method: Method | None = None) -> Case:
         """A case as prepared for the method (default: the one being fitted), labels included, from the cache."""
 
+    def open(self, folder: str) -> Method:
+        """The method of a finished run (a teacher), ready to predict. Raises RunError."""
+
     def folds(self, cases: Sequence[str], k: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """k patient-wise (train, held-out) pairs."""
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 
 from ..core.errors import DataError, UsageError, nearest
 from ..core.manifest import Manifest
-from . import curvas, medmnist, msd, nnunet, plain, table, tdsc_abus, vesalius_toml
+from . import curvas, kvasir_seg, medmnist, msd, nnunet, plain, table, tdsc_abus, vesalius_toml
 from .stems import ending
 
 
@@ -70,6 +70,7 @@ LAYOUTS = (
     Layout("msd", "Medical Segmentation Decathlon: dataset.json with its list 'training'", _missing_msd, msd.open_msd),
     Layout("curvas", "CURVAS: a folder a case, image.nii.gz and annotation_1.nii.gz ..", curvas.missing_curvas, curvas.open_curvas),
     Layout("tdsc-abus", "TDSC-ABUS: DATA, MASK, labels.csv, bbx_labels.csv", tdsc_abus.missing_tdsc_abus, tdsc_abus.open_tdsc_abus),
+    Layout("kvasir-seg", "Kvasir-SEG: images, masks (JPEG), kavsir_bboxes.json", kvasir_seg.missing_kvasir_seg, kvasir_seg.open_kvasir_seg),
     Layout("medmnist", "a MedMNIST .npz file", _missing_medmnist, lambda path: medmnist.open_medmnist(_only(path, ".npz"))),
     Layout(
         "table",

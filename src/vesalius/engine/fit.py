@@ -80,6 +80,11 @@ class Lender:
             native = self.read(case) if isinstance(case, str) else case
             yield prepare(native, method.plan, method), answer(method, native, method.plan)[1]
 
+    def open(self, folder: str) -> Method:
+        from .runs import open_run
+
+        return open_run(folder, device="cpu").method  # whoever asks moves it
+
     def folds(self, cases: Sequence[str], k: int) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         part = self.manifest.only(cases)
         return [(s.train, s.val) for s in (part.split(fold, k, seed=self.seed) for fold in range(k))]

@@ -194,7 +194,8 @@ def accelerate_if_worth_it(
     if not isinstance(method, LearnedMethod) or backend == "torch" or next(method.parameters()).is_cuda:
         return None
     inferer = method.inferer()
-    if type(method).condition is not LearnedMethod.condition or not isinstance(inferer, SlidingWindow):
+    own = type(method).condition is not LearnedMethod.condition or type(method).fast_forward is not LearnedMethod.fast_forward
+    if own or not isinstance(inferer, SlidingWindow):
         return None
     number = sum(inferer.count(s) for s in shapes) * 2 ** len(inferer.mirror_axes)
     if backend == "auto" and number < _MANY:

@@ -35,7 +35,8 @@ class Recipe(Segmenter):
     not background, is resized to that patch: one window is the whole case. A network that lays something out for its input's size (learned
     positions) takes ``window``. Windows of other sizes are zero-padded to the multiple and the answer cropped.
     Output. ``outputs``: a map per class, or 'foreground': per foreground class, against a background whose logit is 0 (for two classes the
-    sigmoid). ``levels``: deeply supervised maps weigh 1, 1/2, 1/4, ... normalised, or 'equal': 1 each, all at the input's size.
+    sigmoid). ``levels``: deeply supervised maps weigh 1, 1/2, 1/4, ... normalised, or 'equal': 1 each, all at the input's size;
+    'fading': likewise, but the others than the first weigh 0.4 each, a fifth less after every twentieth of the budget.
     Training. ``optimizer`` with ``lr``, ``betas`` (SGD: Nesterov momentum betas[0]), ``weight_decay``; ``schedule`` after a linear
     ``warmup`` (share of the budget); gradients clipped to the norm ``clip`` and each value to ``clip_value`` (0: not); ``ema`` decay of the
     averaged model that predicts (0: none). ``scales``: every batch is trained at each of these sizes in turn, an update each.
@@ -53,8 +54,8 @@ class Recipe(Segmenter):
         size: tuple[int, ...] = (),
         whole: bool = False,
         outputs: Literal["classes", "foreground"] = "classes",
-        levels: Literal["halving", "equal"] = "halving",
-        optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
+        levels: Literal["halving", "equal", "fading"] = "halving",
+        optimizer: Literal["adamw", "adam", "nadam", "sgd"] = "adamw",
         lr: float = 2e-3,
         betas: tuple[float, ...] = (0.9, 0.999),
         weight_decay: float = 1e-2,
@@ -106,7 +107,8 @@ class Recipe(Segmenter):
         maps = self.network(image)
         if self.levels == "halving" or isinstance(maps, Tensor):
             return {name: deep(self.objective, maps, label, ignore_index=IGNORE)}
-        return {name: sum(self.objective(m, label, ignore_index=IGNORE) for m in maps)}
+        first, *others = (self.objective(m, label, ignore_index=IGNORE) for m in maps)
+        return {name: first + (1.0 if self.levels == "equal" else 0.4 * 0.8 ** int(20 * clock.fraction)) * sum(others)}
 
     def rescaled(self, image: Tensor, label: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Image (B, C, *s) linearly and label (B, *s) by nearest neighbour at ``scale``, to the nearest multiple of the network's."""
@@ -129,7 +131,7 @@ class Recipe(Segmenter):
         if self.optimizer == "sgd":
             made = torch.optim.SGD(weights, lr=self.lr, momentum=self.betas[0], nesterov=self.betas[0] > 0, weight_decay=decay)
         else:
-            kind = torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
+            kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "nadam": torch.optim.NAdam}[self.optimizer]
             made = kind(weights, lr=self.lr, betas=self.betas, weight_decay=decay)
         if self.clip_value:
             made.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_value_(weights, self.clip_value))

@@ -14,7 +14,7 @@ https://github.com/DengPingFan/PraNet. Where we differ or had to choose:
 * Input size, normalisation and augmentation are the plan's, for fair comparisons: ``--set whole=true --set size=352,352`` squeezes every
   image into the paper's 352 x 352 px. The paper starts from ImageNet weights; give a local copy with ``--set pretrained=FILE.safetensors``.
 
-Key components: ``PartialDecoder``, ``PraNet.refine`` (reverse attention), the boundary-weighted
+Key components: ``networks.blocks.partial_decoder``, ``PraNet.refine`` (reverse attention), the boundary-weighted
 ``objectives.structure_loss``, and training at three scales, an update each (``scales``).
 
 Good to know: the final map is the global map plus three corrections, so a polyp that the deep features miss is lost for all. Batch norm
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from ..core.errors import UsageError
 from .blocks.norm import check_batch
 from .blocks.padding import check_multiple
+from .blocks.partial_decoder import PartialDecoder, conv_norm
 from .blocks.res2net import Res2Net
 from .blocks.resize import resize_like
 
@@ -94,35 +95,17 @@ class PraNet(nn.Module):
         return 1 - found if self.attention == "reverse" else found
 
 
-class PartialDecoder(nn.Module):
-    """The three deep levels at ``channels`` each, finest first -> logits (B, out_channels, h, w) at the finest's size: products of a level
-    with everything above it, then concatenated upwards."""
-
-    def __init__(self, channels: int, out_channels: int):
-        super().__init__()
-        c = channels
-        self.top_to_middle, self.top_to_fine, self.middle_to_fine = (_conv(c, c) for _ in range(3))
-        self.top_beside, self.join_middle = _conv(c, c), _conv(2 * c, 2 * c)
-        self.middle_beside, self.join_fine = _conv(2 * c, 2 * c), _conv(3 * c, 3 * c)
-        self.head = nn.Sequential(_conv(3 * c, 3 * c), nn.Conv2d(3 * c, out_channels, 1))
-
-    def forward(self, fine: Tensor, middle: Tensor, top: Tensor) -> Tensor:
-        up, upper = resize_like(top, middle), resize_like(resize_like(top, middle), fine)
-        at_fine = self.top_to_fine(upper) * self.middle_to_fine(resize_like(middle, fine)) * fine
-        at_middle = self.join_middle(torch.cat([self.top_to_middle(up) * middle, self.top_beside(up)], 1))
-        return self.head(self.join_fine(torch.cat([at_fine, self.middle_beside(resize_like(at_middle, fine))], 1)))
-
-
 class ReceptiveField(nn.Module):
     """A level at ``out`` channels, seen at four sizes: 1x1, and 1xk, kx1, 3x3 with dilation k for k = 3, 5, 7 (Liu et al. 2018)."""
 
     def __init__(self, inp: int, out: int):
         super().__init__()
         wide = [
-            nn.Sequential(_conv(inp, out, 1), _conv(out, out, (1, k)), _conv(out, out, (k, 1)), _conv(out, out, 3, k)) for k in (3, 5, 7)
+            nn.Sequential(conv_norm(inp, out, 1), conv_norm(out, out, (1, k)), conv_norm(out, out, (k, 1)), conv_norm(out, out, 3, k))
+            for k in (3, 5, 7)
         ]
-        self.branches = nn.ModuleList([_conv(inp, out, 1), *wide])
-        self.join, self.skip = _conv(4 * out, out), _conv(inp, out, 1)
+        self.branches = nn.ModuleList([conv_norm(inp, out, 1), *wide])
+        self.join, self.skip = conv_norm(4 * out, out), conv_norm(inp, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.join(torch.cat([branch(x) for branch in self.branches], 1)) + self.skip(x))
@@ -131,12 +114,5 @@ class ReceptiveField(nn.Module):
 def _head(inp: int, middle: int, out: int, kernel: int) -> nn.Sequential:
     """1x1, then convolutions to a residual logit: the deepest level three 5x5 and a 1x1, the others two 3x3 and a 3x3."""
     repeats, last = (3, 1) if kernel == 5 else (2, 3)
-    layers = [layer for _ in range(repeats) for layer in (_conv(middle, middle, kernel), nn.ReLU(inplace=True))]
-    return nn.Sequential(_conv(inp, middle, 1), *layers, nn.Conv2d(middle, out, last, padding=last // 2))
-
-
-def _conv(inp: int, out: int, kernel: int | tuple[int, int] = 3, dilation: int = 1) -> nn.Sequential:
-    """Convolution that keeps the size, and batch norm; no activation."""
-    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-    padding = tuple(dilation * (k // 2) for k in sides)
-    return nn.Sequential(nn.Conv2d(inp, out, sides, padding=padding, dilation=dilation, bias=False), nn.BatchNorm2d(out))
+    layers = [layer for _ in range(repeats) for layer in (conv_norm(middle, middle, kernel), nn.ReLU(inplace=True))]
+    return nn.Sequential(conv_norm(inp, middle, 1), *layers, nn.Conv2d(middle, out, last, padding=last // 2))

@@ -31,7 +31,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..core.errors import UsageError
 from .blocks.norm import ChannelNorm
 from .blocks.padding import check_multiple
-from .blocks.slices import from_slices, to_slices
+from .blocks.slices import from_slices, thin_axis, to_slices
 
 ATTENTION = ("dual", "channel", "spatial", "off")
 
@@ -70,9 +70,7 @@ class TransDAE(nn.Module):
         if attention not in ATTENTION or skips not in ("interact", "plain"):
             allowed = f"{', '.join(ATTENTION)}; interact, plain"
             raise UsageError("unknown attention or skips", where="attention, skips", found=(attention, skips), allowed=allowed)
-        if spatial_dims == 3 and axis not in (-1, 0, 1, 2):
-            raise UsageError("no such axis to cut across", where="axis", found=axis, allowed="0, 1, 2, or -1 for the shortest")
-        self.axis = axis if axis >= 0 else 2 - list(window[::-1]).index(min(window)) if len(window) == 3 else 2
+        self.axis = thin_axis(axis, window)
         self.multiple = (32, 32) if spatial_dims == 2 else tuple(1 if a == self.axis else 32 for a in range(3))
         stage = lambda i: nn.Sequential(*[DualBlock(widths[i], heads[i], reductions[i], attention) for _ in range(depth)])
         embeds = [_embed(in_channels, widths[0], 7, 4), *(_embed(a, b, 3, 2) for a, b in zip(widths, widths[1:]))]

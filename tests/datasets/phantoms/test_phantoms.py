@@ -329,3 +329,12 @@ def test_gallery(tmp_path):
 
     picture = np.asarray(Image.open(gallery(tmp_path / "sub" / "all.png")).convert("L"))
     assert min(picture.shape) > 600 and 20 < picture.std()
+
+
+def test_the_external_centre_of_ultrasound_is_never_trained_on():
+    manifest = open_phantom("ultrasound", centre="external")
+    by_split = {s: {r.table["centre"] for r in manifest.cases if r.split == s} for s in ("train", "val", "test")}
+    assert by_split == {"train": {"A", "B"}, "val": {"A", "B"}, "test": {"C"}}
+    assert {r.source for r in manifest.cases if r.split == "test"} == {"centre C"}
+    mixed = open_phantom("ultrasound")
+    assert {r.table["centre"] for r in mixed.cases if r.split == "test"} == {"A", "B", "C"}

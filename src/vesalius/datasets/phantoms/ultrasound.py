@@ -7,7 +7,8 @@ malignant ones shadow (-9 dB). The picture is 20 log10 |echo| + gain over the dy
 
 Anatomy from the skin down: gel line, skin, fat lobes, gland, pectoral muscle with bright fascia. Benign: smooth oval, wider than tall,
 thin bright rim. Malignant: taller, spiculated (many sharp bumps), thick bright halo. A sector probe is simulated in (range, angle) and
-scan-converted. Centres differ: A (as above), B (coarser point spread, more gain), C (finer, less dynamic range, darker).
+scan-converted. Centres differ: A (as above), B (coarser point spread, more gain), C (finer, less dynamic range, darker);
+with centre=external, C is in the test cases and nowhere else.
 
 Known answers: ``class`` (normal, benign, malignant), ``lesion_mm2``, ``centre``. roi 'sector': where there is a picture. World (depth,
 lateral) mm.
@@ -33,7 +34,7 @@ def sketch(who: Who) -> Scene:
     """Class, lesion outline and centre."""
     rng = who.rng()
     kind = str(rng.choice(CLASSES, p=[0.2, 0.4, 0.4]))
-    centre = "ABC"[int(rng.integers(3))] if who.options["centre"] == "mixed" else who.options["centre"]
+    centre = _centre(who, rng)
     low, side = (18.0, 2.5) if who.options["geometry"] == "sector" else (13.0, 8.0)  # a sector is narrow near the skin
     middle = np.array([rng.uniform(low, 22), rng.uniform(-side, side)])
     blob = None
@@ -47,6 +48,17 @@ def sketch(who: Who) -> Scene:
         blob = _stretched(blob, (ratio, 1 / ratio))
     table = {"class": kind, "lesion_mm2": round(blob.volume(), 2) if blob else 0.0, "centre": centre}
     return Scene(table, {"blob": blob, "kind": kind}, source=f"centre {centre}")
+
+
+def _centre(who: Who, rng: np.random.Generator) -> str:
+    """Which centre a case is from; 'external': the test cases are all from one that no training or validation case is from."""
+    asked = who.options["centre"]
+    if asked == "mixed":
+        return "ABC"[int(rng.integers(3))]
+    if asked == "external":
+        drawn = "AB"[int(rng.integers(2))]
+        return "C" if who.split == "test" else drawn
+    return asked
 
 
 def _stretched(blob: Blob, stretch: tuple[float, float]) -> Blob:
@@ -141,7 +153,9 @@ PHANTOMS = (
         targets={"class": {"kind": "nominal", "levels": list(CLASSES)}},
         text="160 x 160 pixels of 0.25 mm from three centres with different point spread and gain; one scan in five is normal.",
         options={
-            "centre": Option("mixed", ("mixed", "A", "B", "C"), "point spread and gain"),
+            "centre": Option(
+                "mixed", ("mixed", "A", "B", "C", "external"), "point spread and gain; external: A and B, but C in test cases"
+            ),
             "geometry": Option("linear", ("linear", "sector"), "the probe"),
         },
         sketch=sketch,

@@ -61,14 +61,21 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Additive gate (Oktay et al. 2018): x * sigmoid(psi(relu(W_x x + W_g g))) for a skip ``x`` and a gating ``g`` of its size."""
+    """Additive gate (Oktay et al. 2018): x * sigmoid(psi(relu(W_x x + W_g g))) for a skip ``x`` and a gating ``g`` of its size. With a
+    ``norm``, all three 1x1 convolutions are normalised, as their authors' code does."""
 
-    def __init__(self, dims: int, skip: int, gate: int, inner: int | None = None):
+    def __init__(self, dims: int, skip: int, gate: int, inner: int | None = None, norm: str = "none"):
         super().__init__()
         inner = inner or max(4, skip // 2)
         self.of_skip = conv(dims, skip, inner, 1, bias=False)
         self.of_gate = conv(dims, gate, inner, 1)
         self.psi = conv(dims, inner, 1, 1)
+        self.norms = nn.ModuleList(nn.Identity() if norm == "none" else NORMS[norm][dims](n) for n in (inner, inner, 1))
 
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
-        return x * torch.sigmoid(self.psi(torch.relu(self.of_skip(x) + self.of_gate(g))))
+        return x * self.weights(x, g)
+
+    def weights(self, x: Tensor, g: Tensor) -> Tensor:
+        """(B, 1, *s): how much of each voxel passes, between 0 and 1."""
+        of_skip, of_gate, psi = self.norms
+        return torch.sigmoid(psi(self.psi(torch.relu(of_skip(self.of_skip(x)) + of_gate(self.of_gate(g))))))

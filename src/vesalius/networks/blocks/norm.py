@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,6 @@ class ChannelNorm(nn.Module):
 
 
 def check_batch(net: nn.Module, x: Tensor, stride: int) -> None:
-    """UsageError when ``net`` is in training and its batch norm at ``stride`` would see one value a channel of ``x`` (B, C, H, W)."""
-    if net.training and len(x) * (x.shape[2] // stride) * (x.shape[3] // stride) <= 1:
+    """UsageError when ``net`` is in training and its batch norm at ``stride`` would see one value a channel of ``x`` (B, C, *s)."""
+    if net.training and len(x) * prod(n // stride for n in x.shape[2:]) <= 1:
         raise UsageError("batch norm needs more than one value a channel", where="patch and batch", found=tuple(x.shape), fix="enlarge one")

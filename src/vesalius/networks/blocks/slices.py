@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
+
+from ...core.errors import UsageError
+
+
+def thin_axis(axis: int, window: Sequence[int] = ()) -> int:
+    """The axis to cut across: ``axis``, or for -1 that of the shortest side of ``window`` (the last of several, or where there is none)."""
+    if axis not in (-1, 0, 1, 2):
+        raise UsageError("no such axis to cut across", where="axis", found=axis, allowed="0, 1, 2, or -1 for the shortest")
+    if axis >= 0 or len(window) != 3:
+        return axis % 3
+    return 2 - list(window[::-1]).index(min(window))
 
 
 def to_slices(x: Tensor) -> Tensor:
@@ -13,6 +27,14 @@ def to_slices(x: Tensor) -> Tensor:
 def from_slices(x: Tensor, depth: int) -> Tensor:
     """Slices (B d, ..., h, w) -> volumes (B, ..., h, w, d); the inverse of ``to_slices``."""
     return x.unflatten(0, (-1, depth)).movedim(1, -1)
+
+
+def with_neighbours(x: Tensor, reach: int) -> Tensor:
+    """Volumes (B, C, h, w, d) -> (B, (2 reach + 1) C, h, w, d): every slice with those up to ``reach`` before and after it as channels,
+    all channels of the first one first; beyond the ends the last slice stands for those that are not there."""
+    d = x.shape[-1]
+    at = torch.arange(d, device=x.device)
+    return torch.cat([x[..., (at + k).clamp(0, d - 1)] for k in range(-reach, reach + 1)], 1)
 
 
 class SliceWise(nn.Module):

@@ -1,0 +1,117 @@
+"""MaxQuery's claim: agreement with queries finds a type of lesion that training never showed better than a plain network's logits do, and
+the query-distribution loss helps.
+
+Every trained network is tested on three unseen types; voxels of the unseen lesion are told from those of the known lesions of the same
+picture (AUROC, AUPRC, FPR95), and from the whole rest of the organ. Scores are compared voxel by voxel as they are, without blur. All
+networks are the same planned U-Net up to its last features, trained for the same steps on the same patches; 'queries on lesions' is the
+share of queries that any voxel of a known lesion agrees with most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vesalius.core.case import Image
+from vesalius.core.prediction import Prediction
+from vesalius.datasets import open_dataset
+from vesalius.engine import api
+from vesalius.engine.evaluate import score
+from vesalius.engine.infer import infer
+from vesalius.engine.prepare import prepare
+from vesalius.engine.restore import restore
+from vesalius.engine.study import Arm, Data, Expect, Study
+from vesalius.metrics.classification import auprc, auroc, fpr_at_tpr
+
+UNSEEN = ("mottled", "calcified", "layered")
+OF_LOGITS = {
+    "unet, MSP": lambda z: -z.softmax(0).amax(0),
+    "unet, max-logit": lambda z: -z.amax(0),
+    "unet, energy": lambda z: -z.logsumexp(0),
+}
+SMALL = {"queries": (4, 4, 4), "width": 32, "heads": 4, "expansion": 4}
+TRAINING = {"optimizer": "adamw", "lr": 2e-3, "weight_decay": 1e-2, "ema": 0.99}  # as the U-Net's, for a short training
+BUDGET = {**SMALL, **TRAINING}
+
+
+def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
+    """Rows of every test case and unseen type; of each arm's DSC of known lesions, and of its queries a seed."""
+    rows, split = [], manifest.split()
+    for seed in range(seeds):
+        done = {}
+        for arm in study.arms:
+            kind = (arm.method, *sorted(arm.options.items()))
+            if kind not in done:
+                done[kind] = api.train(
+                    arm.method, manifest, folder / f"{arm.method} {len(done)}" / f"seed_{seed}", options=arm.options, seed=seed,
+                    iterations=iterations, plan_overrides=plan, split=split, validations=1, resume=True, progress=progress,
+                )  # fmt: skip
+            used = set()
+            for unseen in UNSEEN:
+                other = open_dataset(f"phantom:lesion-types?unseen={unseen}")
+                for i in split.test:
+                    case = api.reader(other)(i)
+                    row = {"method": arm.name, "seed": seed, "case": f"{i}, {unseen}", "patient": case.patient}
+                    strange, nearest = look(done[kind], arm, case)
+                    rows += [{**row, "metric": name, "value": v} for name, v in found(strange, case).items()]
+                    for s in score(infer(done[kind].method, case, done[kind].plan), case, metrics=("dsc",)):
+                        if s.structure in ("cyst", "solid"):
+                            rows.append({**row, "structure": s.structure, "metric": "dsc", "value": s.value})
+                    used |= set(np.unique(nearest[case.label.data > 1])) if nearest is not None else set()
+            if used:
+                share = len(used) / sum(done[kind].method.network.sizes)
+                own = {"method": arm.name, "seed": seed, "case": "", "patient": f"seed {seed}"}
+                rows.append({**own, "metric": "queries on lesions", "value": share})
+    return rows
+
+
+def look(trained, arm, case) -> tuple[np.ndarray, np.ndarray | None]:
+    """(how strange each voxel is, the number of its query), on the original grid."""
+    method, seen = trained.method.eval(), prepare(case.without_labels(), trained.plan, trained.method)
+    image = torch.from_numpy(np.ascontiguousarray(seen.stack(method.channels)))
+    with torch.no_grad():
+        if arm.name in OF_LOGITS:
+            maps = {"ood": OF_LOGITS[arm.name](method.inferer()(method, image))[None]}
+        else:
+            answer = lambda x: {"agreement": method.network.answer(x).agreement}
+            agreement = method.inferer()(answer, image)["agreement"]
+            maps = {"ood": -agreement.amax(0, keepdim=True), "query": agreement.argmax(0, keepdim=True)}
+    images = {k: Image(v.float().numpy(), seen.geometry) for k, v in maps.items()}
+    back = restore(Prediction(images=images), seen.geometry, case.geometry, trained.plan.classes).images
+    return back["ood"].data[0], back["query"].data[0].round().astype(int) if "query" in back else None
+
+
+def found(strange: np.ndarray, case) -> dict[str, float | None]:
+    label, unseen = case.label.data, case.rois["unseen"].data > 0
+    lesions, organ = unseen | (label > 1), unseen | (label > 0)
+    against = strange[lesions], unseen[lesions]
+    out = {"auroc": auroc(*against), "auprc": auprc(*against), "fpr95": fpr_at_tpr(*against)}
+    return {**out, "auroc in organ": auroc(strange[organ], unseen[organ])}
+
+
+def study() -> Study:
+    return Study(
+        slug="maxquery",
+        claim="agreement of voxels with queries finds unseen lesions better than a plain network's logits, with the QD loss better still",
+        arms=(
+            *(Arm(name, "unet") for name in OF_LOGITS),
+            Arm("without QD", "maxquery", {**BUDGET, "qd_weight": 0.0}),
+            Arm("maxquery", "maxquery", BUDGET),
+        ),
+        data=(Data("phantom:lesion-types"),),
+        baseline="unet, MSP",
+        expects=(
+            *(Expect("maxquery", "auroc", "higher", against=name) for name in OF_LOGITS),
+            Expect("maxquery", "auprc", "higher"),
+            Expect("maxquery", "fpr95", "lower"),
+            Expect("maxquery", "auroc in organ", "higher"),
+            Expect("maxquery", "dsc", "higher"),
+            Expect("maxquery", "auroc", "higher", against="without QD"),
+            Expect("maxquery", "queries on lesions", "higher", against="without QD"),
+        ),
+        metrics=("auroc", "auprc", "fpr95", "auroc in organ", "dsc", "queries on lesions"),
+        seeds=3,
+        iterations=150,
+        plan={"patch": (96, 96), "features": (8, 16, 32, 64), "batch": 8, "precision": "32", "test_mirror": ()},
+        measure=measure,
+    )
