@@ -22,6 +22,7 @@ CARDS: tuple[Card, ...] = (
         "which connected components cannot.",
         baseline="Otsu's threshold, a size filter and connected components",
         intensity="unit",
+        evidence="proof",
         phantom="slide",
         deviations=(
             "normalises to 0..1, so that glass is white everywhere",
