@@ -20,6 +20,7 @@ CARDS: tuple[Card, ...] = (
         gives=("labels", "probability"),
         claim="Trained with clicks where its own answer is wrong, each further click makes the mask better, of unseen structures too.",
         baseline="the same network trained with the first click alone",
+        evidence="proof",
         phantom="shapes-2d",
         deviations=("learns from simulated clicks, one random structure a patch",),
         small={"interactions": 3},
