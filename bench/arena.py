@@ -68,7 +68,7 @@ def folder_of(name: str, arena: Arena, minutes: float) -> Path:
 def run(name: str, arena: Arena, methods: list[str], minutes: float, seeds: int) -> Path:
     out = folder_of(name, arena, minutes)
     compare(
-        methods, DATA / arena.where, out, seeds=seeds, minutes=minutes, validations=1, metrics=(*arena.metrics,), baseline=BASELINE,
+        methods, DATA / arena.where, out, seeds=seeds, minutes=minutes, validations=1, metrics=arena.metrics, baseline=BASELINE,
         title=arena.title, progress=Progress(),
     )  # fmt: skip
     return out
@@ -91,6 +91,7 @@ def record(name: str, arena: Arena, out: Path, methods: list[str], minutes: floa
     summary = read_json(out / "summary.json")
     first = next(row["structure"] for row in summary["rows"] if row["metric"] == arena.metrics[0])
     scores = {(row["method"], row["metric"]): row for row in summary["rows"] if row["structure"] == first}
+    seconds = {row["method"]: row["mean"] for row in summary["rows"] if row["metric"] == "seconds"}
     ranked = next(r for r in summary["ranking"] if r["scheme"] == "mean rank")
     keep = ("mean", "low", "high", "difference", "difference_low", "difference_high", "undefined", "p_holm")
     rows = []
@@ -107,7 +108,7 @@ def record(name: str, arena: Arena, out: Path, methods: list[str], minutes: floa
                 "gflops": round(giga_flops(out / slug / "seed_0"), 3),
                 "steps": round(sum(steps) / len(steps)),
                 "memory_gib": max(r.get("peak_memory_gib", 0.0) for r in runs),
-                "seconds_a_case": scores[slug, "seconds"]["mean"] if (slug, "seconds") in scores else None,
+                "seconds_a_case": seconds[slug],
             }
         )
     patch = api.open_run(out / BASELINE / "seed_0").plan.patch

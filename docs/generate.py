@@ -149,14 +149,15 @@ def arena(found: dict) -> str:
     head = ["place", "kept", "method"]
     for m in metrics:
         head += [names[m], f"difference to {baseline}"]
-    head += ["parameters", "GFLOPs", "steps", "memory GiB"]
+    head += ["parameters", "GFLOPs", "steps", "s a case", "memory GiB"]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for r in rows:
         cells = [str(r["place"]), f"{100 * r['stability']:.0f} %", f"[{r['method']}](../methods/{r['method']}.md)"]
         for m in metrics:
             v = r["scores"][m]
             cells += [f"{number(v['mean'])} [{number(v['low'])}, {number(v['high'])}]", _sure(v) if r["method"] != baseline else "baseline"]
-        cells += [f"{r['parameters'] / 1e6:.2f} M", f"{r['gflops']:.2f}", str(r["steps"]), f"{r['memory_gib']:.1f}"]
+        cells += [f"{r['parameters'] / 1e6:.2f} M", f"{r['gflops']:.2f}", str(r["steps"])]
+        cells += [f"{r['seconds_a_case']:.2f}", f"{r['memory_gib']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     at = next(r["place"] for r in rows if r["method"] == baseline)
     behind = [f"`{r['method']}`" for r in rows if r["place"] > at]

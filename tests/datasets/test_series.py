@@ -56,3 +56,12 @@ def test_mixed_series_say_what_to_do(tmp_path):
     series(tmp_path / "mixed", uid="1.2.6")
     with pytest.raises(DataError, match="several DICOM series in one folder.*2 series.*a folder of its own"):
         open_dataset(tmp_path / "mixed")
+
+
+def test_a_broken_file_among_pictures_is_named(tmp_path):
+    series(tmp_path / "made", uid="1.2.1", slices=1)
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "made" / "1.2.1-0").rename(tmp_path / "flat" / "view0.dcm")
+    (tmp_path / "flat" / "view1.dcm").write_bytes(b"no DICOM")
+    with pytest.raises(DataError, match=r"view1\.dcm"):
+        read_case(open_dataset(tmp_path / "flat"), "view1")

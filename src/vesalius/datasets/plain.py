@@ -49,7 +49,8 @@ def folders(path: Path) -> tuple[Path | None, Path | None]:
     inside = {p.name.lower(): p for p in sorted(path.iterdir()) if p.is_dir()} if path.is_dir() else {}
     images = next((inside[n] for n in IMAGES if n in inside), None)
     labels = next((inside[n] for n in LABELS if n in inside), None)
-    return images or (path if path.is_dir() and _with_series(path) else None), labels
+    own = images is None and path.is_dir() and (images_in(path) or _with_series(path))  # the former without opening a file
+    return images or (path if own else None), labels
 
 
 def label_values(files: Iterable[Path | str]) -> dict[str, int]:
@@ -104,7 +105,9 @@ def _with_series(folder: Path) -> list[Path]:
         raise DataError("slices of several DICOM series in one folder", where=folder, found=f"{len(own)} series", fix=fix)
     inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
     whole = [series for p in inside for series in series_in(p) if series == p]
-    return [p for p in images_in(folder) if p not in own and ending(p) != ".dcm"] + own + whole
+    slices = own == [folder]  # what is named .dcm and is none stays, to be told of by name when it is read
+    loose = [p for p in images_in(folder) if p not in own and not (slices and ending(p) == ".dcm" and io.is_dicom(p))]
+    return loose + own + whole
 
 
 def _pairs(images: list[Path], labels: list[Path], root: Path) -> Mapping[str, tuple[Path, Path | None]]:

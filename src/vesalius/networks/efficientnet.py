@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
+from .blocks.drop_path import kept
 
 STAGES = (  # kernel, stride, expansion, channels and repeats of B0 (the paper's table 1)
     (3, 1, 1, 16, 1),
@@ -98,10 +98,7 @@ class MBConv(nn.Sequential):
         branch = super().forward(x)
         if not self.residual:
             return branch
-        if self.training and self.drop_path:  # whole branches, sample by sample; those that stay grow, so that the mean stays
-            keep = 1 - self.drop_path
-            branch = branch * (torch.rand(len(x), 1, 1, 1, device=x.device) < keep) / keep
-        return x + branch
+        return x + kept(branch, self.drop_path, self.training)
 
 
 class SqueezeExcite(nn.Module):

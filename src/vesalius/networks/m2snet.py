@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, mse_loss
 
 from ..core.errors import UsageError
+from .blocks.conv import conv_norm_relu
 from .blocks.norm import check_batch
 from .blocks.padding import check_multiple
 from .blocks.pretrained import load_backbone
@@ -72,11 +73,11 @@ class M2SNet(nn.Module):
             raise UsageError("M2SNet has four stages of one block or more", where="depths, width", found=(depths, width, channels))
         c = channels
         self.backbone = Res2Net(in_channels, depths=depths, width=width)
-        stem = nn.Identity() if width == c else _conv(width, c)
-        self.reduce = nn.ModuleList([stem, *(_conv(n, c) for n in self.backbone.features)])
+        stem = nn.Identity() if width == c else conv_norm_relu(width, c)
+        self.reduce = nn.ModuleList([stem, *(conv_norm_relu(n, c) for n in self.backbone.features)])
         self.pyramid = Pyramid(c, levels=5, unit=unit)
-        self.deepest = _conv(self.backbone.features[-1], c)
-        self.steps = nn.ModuleList(_conv(c, c) for _ in range(3))
+        self.deepest = conv_norm_relu(self.backbone.features[-1], c)
+        self.steps = nn.ModuleList(conv_norm_relu(c, c) for _ in range(3))
         self.head = nn.Conv2d(c, out_channels, 3, padding=1)
 
     @property
@@ -106,7 +107,7 @@ class Pyramid(nn.Module):
         if unit not in (*SCALES, "add"):
             raise UsageError("unknown unit", where="unit", found=unit, allowed=", ".join((*SCALES, "add")))
         self.columns = nn.ModuleList(nn.ModuleList(Subtraction(channels, unit) for _ in range(levels - k)) for k in range(1, levels))
-        self.join = nn.ModuleList(_conv(channels, channels) for _ in range(levels - 2))
+        self.join = nn.ModuleList(conv_norm_relu(channels, channels) for _ in range(levels - 2))
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         rows: list[list[Tensor]] = [[] for _ in levels[1:]]
@@ -123,7 +124,7 @@ class Subtraction(nn.Module):
 
     def __init__(self, channels: int, unit: str = "multi"):
         super().__init__()
-        self.unit, self.conv = unit, _conv(channels, channels)
+        self.unit, self.conv = unit, conv_norm_relu(channels, channels)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.conv(self.join(a, resize_like(b, a)))
@@ -176,7 +177,3 @@ class LossNet(nn.Module):
             x = part(x)
             found.append(x)
         return found
-
-
-def _conv(inp: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inp, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())

@@ -128,7 +128,7 @@ class MaxQuery(nn.Module):
     def fitted(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """The queries (B, N, width) after each layer, and the voxels' features (B, width, *s)."""
         check_multiple(x, self.multiple, "MaxQuery")
-        seen = levels(self.body, x)
+        seen = list(self.body.decode(self.body.encode(x)))  # coarsest first
         places = [place(level).flatten(2).transpose(1, 2) for place, level in zip(self.places, seen, strict=False)]
         queries, found = self.queries.expand(len(x), -1, -1), []
         for i, layer in enumerate(self.layers):
@@ -175,15 +175,3 @@ class KMeans(nn.Module):
         nearest = (queries @ places.transpose(1, 2)).argmax(1)
         own = one_hot(nearest, queries.shape[1]).transpose(1, 2).to(values.dtype)
         return self.out(own @ self.value(values) / own.sum(-1, keepdim=True).clamp_min(1))
-
-
-def levels(body: UNet, x: Tensor) -> list[Tensor]:
-    """The U-Net's feature maps, coarsest first: the bottleneck, and every stage on the way up."""
-    skips = []
-    for stage in body.down:
-        x = stage(x)
-        skips.append(x)
-    found = [x]
-    for up, merge, skip in zip(body.up, body.merge, skips[-2::-1], strict=True):
-        found.append(merge(torch.cat([skip, up(found[-1])], 1)))
-    return found

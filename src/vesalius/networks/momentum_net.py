@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..core.errors import UsageError
+from .blocks.conv import conv_norm_relu
 from .blocks.norm import check_batch
 from .blocks.padding import check_multiple
 from .blocks.resize import resize_like
@@ -140,13 +141,9 @@ class DecoderStage(nn.Module):
 
     def __init__(self, inp: int, skip: int, out: int, depth: int, flow: Momentum):
         super().__init__()
-        self.join = _unit(inp + skip, out)
-        self.blocks = nn.ModuleList(nn.Sequential(*_unit(out, out), *_unit(out, out)[:2]) for _ in range(depth))
+        self.join = conv_norm_relu(inp + skip, out)
+        self.blocks = nn.ModuleList(nn.Sequential(*conv_norm_relu(out, out), *conv_norm_relu(out, out)[:2]) for _ in range(depth))
         self.flow = flow
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.flow(self.join(torch.cat([resize_like(x, skip), skip], 1)), list(self.blocks))
-
-
-def _unit(inp: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inp, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())

@@ -25,16 +25,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, log_softmax, scaled_dot_product_attention
+from torch.nn.functional import log_softmax, scaled_dot_product_attention
 
 from ..core.errors import UsageError
-from .blocks.conv import CONV, CONV_TRANSPOSE, NORMS, AttentionGate, conv
+from .blocks.conv import CONV, CONV_TRANSPOSE, MAX_POOL, NORMS, AttentionGate, conv
 from .blocks.norm import check_batch
 from .blocks.padding import check_multiple
+from .blocks.resize import resize_like
 from .blocks.slices import from_slices, thin_axis, to_slices, with_neighbours
-
-MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
-LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 class MPUNet(nn.Module):
@@ -110,7 +108,7 @@ class MPUNet(nn.Module):
     def maps(self, x: Tensor) -> list[Tensor]:
         """Logits of every level at the size of ``x``, finest first."""
         check_batch(self, x, 8)
-        size, skips = x.shape[2:], []
+        image, skips = x, []
         for stage, lower in zip(self.stages, self.lower, strict=True):
             x = stage(x, x if skips else x.mean(1, keepdim=True))
             x = self.dropout(x) if skips else x
@@ -123,9 +121,8 @@ class MPUNet(nn.Module):
             below = gate(level(seen, below), below)
             below = self.dropout(below) if i < 3 else below
             found.append(below)
-        mode = LINEAR[len(size)]
         maps = [head(f) for head, f in zip(self.heads, found[-len(self.heads) :], strict=True)]
-        return [m if m.shape[2:] == size else interpolate(m, size, mode=mode, align_corners=False) for m in reversed(maps)]
+        return [resize_like(m, image) for m in reversed(maps)]
 
 
 def joined(maps: list[Tensor]) -> Tensor:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from .blocks.conv import conv
+from .blocks.conv import MAX_POOL, conv
 from .blocks.padding import pad_to_multiple
 
-_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
@@ -41,7 +40,7 @@ class MultiDecoderUNet(nn.Module):
             _block(spatial_dims, a, b, norm=i < len(factors))
             for i, (a, b) in enumerate(zip([in_channels, *widths[:-1]], widths, strict=True))
         )
-        self.pool = nn.ModuleList(_POOL[spatial_dims](f) for f in factors)
+        self.pool = nn.ModuleList(MAX_POOL[spatial_dims](f) for f in factors)
         self.decoders = nn.ModuleDict({name: _Decoder(spatial_dims, widths, k, self.factors) for name, k in out_channels.items()})
 
     @property

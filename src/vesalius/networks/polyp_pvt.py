@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..core.errors import UsageError
+from .blocks.conv import conv_norm
 from .blocks.norm import check_batch
 from .blocks.padding import check_multiple
-from .blocks.partial_decoder import PartialDecoder, conv_norm
+from .blocks.partial_decoder import PartialDecoder
 from .blocks.pvt_v2 import PVTv2
 from .blocks.resize import resize_like
 

@@ -30,9 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import UsageError
+from .blocks.conv import conv_norm
 from .blocks.norm import check_batch
 from .blocks.padding import check_multiple
-from .blocks.partial_decoder import PartialDecoder, conv_norm
+from .blocks.partial_decoder import PartialDecoder
 from .blocks.res2net import Res2Net
 from .blocks.resize import resize_like
 

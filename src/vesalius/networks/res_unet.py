@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from ..core.errors import UsageError
 from .blocks.conv import NORMS, conv
 from .blocks.norm import check_batch
 from .blocks.padding import check_multiple
+from .blocks.resize import resize_like
 
 
 class ResUNet(nn.Module):
@@ -54,9 +54,8 @@ class ResUNet(nn.Module):
         for unit in self.down:
             x = unit(x)
             maps.append(x)
-        mode = "bilinear" if x.ndim == 4 else "trilinear"
         for unit, skip in zip(self.up, maps[-2::-1], strict=True):
-            x = unit(torch.cat([interpolate(x, skip.shape[2:], mode=mode, align_corners=False), skip], 1))
+            x = unit(torch.cat([resize_like(x, skip), skip], 1))
         return self.head(x)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..core.errors import DataError, UsageError
 from .blocks.deformable import DeformableTransformer
 from .blocks.padding import pad_to_multiple
+from .blocks.slices import in_plane
 from .unet import UNet
 
 LEARNT = ("unet.down.", "embed.", "transformer.")  # what a run passes on: the encoder of slices, and of their sequence
@@ -55,8 +56,8 @@ class SliceUNet(nn.Module):
         if spatial_dims == 3 and axis not in (0, 1, 2):
             raise UsageError("no such axis to cut across", where="axis", found=axis, allowed="0, 1 or 2")
         self.dims, self.axis, self.described = spatial_dims, axis, sum(features)
-        flat = lambda rows: tuple(tuple(v for a, v in enumerate(r) if spatial_dims == 2 or a != axis) for r in rows)
-        levels = dict(features=features, strides=flat(strides), kernels=flat(kernels))
+        across = axis if spatial_dims == 3 else -1
+        levels = dict(features=features, strides=in_plane(strides, across), kernels=in_plane(kernels, across))
         self.unet = UNet(in_channels, out_channels, spatial_dims=2, norm="group", encoder=encoder, blocks=blocks, **levels)
         self.multiple = self.unet.multiple if spatial_dims == 2 else (*self.unet.multiple[:axis], 1, *self.unet.multiple[axis:])
         if spatial_dims == 3:
@@ -78,11 +79,7 @@ class SliceUNet(nn.Module):
 
     def maps(self, slices: Tensor) -> list[Tensor]:
         """Feature maps of slices (n, C, h, w), finest first; slices that do not divide are padded with zeros at the far ends."""
-        x, found = pad_to_multiple(slices, self.unet.multiple), []
-        for stage in self.unet.down:
-            x = stage(x)
-            found.append(x)
-        return found
+        return self.unet.encode(pad_to_multiple(slices, self.unet.multiple))
 
     def describe(self, slices: Tensor) -> Tensor:
         """(n, sum of features): the means of all levels' maps of slices (n, C, h, w)."""
@@ -100,12 +97,10 @@ class SliceUNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         slices = self.cut(x)
         maps = self.maps(slices.flatten(0, 1))
-        y = maps[-1]
         if self.dims == 3:
             context = self.transformer(self.embed(_means(maps)).unflatten(0, slices.shape[:2]))
-            y = y + self.inject(context).flatten(0, 1)[..., None, None]
-        for up, merge, skip in zip(self.unet.up, self.unet.merge, maps[-2::-1], strict=True):
-            y = merge(torch.cat([skip, up(y)], 1))
+            maps[-1] = maps[-1] + self.inject(context).flatten(0, 1)[..., None, None]
+        *_, y = self.unet.decode(maps)
         y = self.unet.heads[-1](y)[..., : slices.shape[3], : slices.shape[4]].unflatten(0, slices.shape[:2])
         return y.squeeze(1) if self.dims == 2 else y.movedim(1, 2 + self.axis)
 

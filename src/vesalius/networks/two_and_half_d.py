@@ -20,7 +20,7 @@ from torch.nn.functional import max_pool2d, one_hot
 
 from ..core.errors import UsageError
 from .blocks.conv import ConvNormAct, ConvStack, conv
-from .blocks.slices import from_slices, to_slices, with_neighbours
+from .blocks.slices import from_slices, in_plane, to_slices, with_neighbours
 from .unet import UNet
 
 ARMS = ("2d", "slices", "views", "recurrent", "attention", "fused", "3d")
@@ -74,8 +74,7 @@ def stack(x: Tensor, axis: int, n: int) -> Tensor:
 
 def across(axis: int, levels: Levels) -> Levels:
     """Features, strides and kernels of a 2D U-Net on slices across ``axis``."""
-    flat = lambda rows: tuple(tuple(v for a, v in enumerate(row) if a != axis) for row in rows)
-    return {"features": levels["features"], "strides": flat(levels["strides"]), "kernels": flat(levels["kernels"])}
+    return {**levels, "strides": in_plane(levels["strides"], axis), "kernels": in_plane(levels["kernels"], axis)}
 
 
 class Slices(nn.Module):
@@ -272,7 +271,5 @@ class FusedEncoders(nn.Module):
             flat, deep = two(flat), three(deep)
             level = join(stack(flat, self.axis, n), deep.repeat_interleave(n // deep.shape[along], along))
             maps.append(cut(level, self.axis))
-        y = maps[-1]
-        for up, merge, skip in zip(self.unet.up, self.unet.merge, maps[-2::-1], strict=True):
-            y = merge(torch.cat([skip, up(y)], 1))
+        *_, y = self.unet.decode(maps)
         return stack(self.unet.heads[-1](y), self.axis, n)

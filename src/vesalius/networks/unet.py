@@ -6,7 +6,7 @@ head per resolution when deeply supervised. Returns logits: a tensor, or in trai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import torch
@@ -73,17 +73,28 @@ class UNet(nn.Module):
         """The deepest stage (feature taps)."""
         return self.down[-1]
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        skips = []
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The feature maps of all stages, finest first."""
+        maps = []
         for stage in self.down:
             x = stage(x)
-            skips.append(x)
-        outputs = []
-        for i, (up, gate, merge) in enumerate(zip(self.up, self.gate, self.merge, strict=True)):
-            x, skip = up(x), skips[-2 - i]
+            maps.append(x)
+        return maps
+
+    def decode(self, maps: Sequence[Tensor]) -> Iterator[Tensor]:
+        """From the maps of all stages, finest first: the deepest, then every one on the way up."""
+        x = maps[-1]
+        yield x
+        for up, gate, merge, skip in zip(self.up, self.gate, self.merge, maps[-2::-1], strict=True):
+            x = up(x)
             x = merge(torch.cat([gate(skip, x) if self.gated else skip, x], 1))
-            if self.deep_supervision and self.training:
-                outputs.append(self.heads[i](x))
+            yield x
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        outputs = []
+        for i, seen in enumerate(self.decode(self.encode(x)), start=-1):
+            if self.deep_supervision and self.training and i >= 0:
+                outputs.append(self.heads[i](seen))
         if self.deep_supervision and self.training:
             return outputs[::-1]
-        return self.heads[-1](x)
+        return self.heads[-1](seen)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, gelu, interpolate, linear, relu, scaled_dot_product_attention
 
 from ..core.errors import DataError, UsageError
+from .blocks.conv import conv_norm_relu
+from .blocks.drop_path import kept
 from .blocks.padding import check_multiple
 from .blocks.pretrained import read_tensors
 from .blocks.resize import resize_like
@@ -161,15 +163,8 @@ class Block(nn.Module):
             self.gamma_1 = self.gamma_2 = 1.0
 
     def forward(self, x: Tensor, grid: tuple[int, ...], index: Tensor) -> Tensor:
-        x = x + self._kept(self.gamma_1 * self.attn(self.norm1(x), grid, index))
-        return x + self._kept(self.gamma_2 * self.mlp.fc2(gelu(self.mlp.fc1(self.norm2(x)))))
-
-    def _kept(self, branch: Tensor) -> Tensor:
-        """The branch of each sample, dropped in training with probability ``drop_path``; kept ones grow so that the mean stays."""
-        if not self.training or not self.drop_path:
-            return branch
-        keep = 1 - self.drop_path
-        return branch * (torch.rand(len(branch), 1, 1, device=branch.device) < keep) / keep
+        x = x + kept(self.gamma_1 * self.attn(self.norm1(x), grid, index), self.drop_path, self.training)
+        return x + kept(self.gamma_2 * self.mlp.fc2(gelu(self.mlp.fc1(self.norm2(x)))), self.drop_path, self.training)
 
 
 class Attention(nn.Module):
@@ -226,13 +221,14 @@ class UPerNet(nn.Module):
     def __init__(self, dim: int, out: int, patch: int, width: int, dropout: float, auxiliary: int = 256):
         super().__init__()
         self.scale = nn.ModuleList(rescale(dim, patch, stride) for stride in STRIDES)
-        self.pooled = nn.ModuleList(unit(dim, width, 1) for _ in POOLS)
-        self.joined = unit(dim + len(POOLS) * width, width)
-        self.lateral = nn.ModuleList(unit(dim, width, 1) for _ in STRIDES[:-1])
-        self.smooth = nn.ModuleList(unit(width, width) for _ in STRIDES[:-1])
-        self.fused = unit(len(STRIDES) * width, width)
+        self.pooled = nn.ModuleList(conv_norm_relu(dim, width, 1) for _ in POOLS)
+        self.joined = conv_norm_relu(dim + len(POOLS) * width, width)
+        self.lateral = nn.ModuleList(conv_norm_relu(dim, width, 1) for _ in STRIDES[:-1])
+        self.smooth = nn.ModuleList(conv_norm_relu(width, width) for _ in STRIDES[:-1])
+        self.fused = conv_norm_relu(len(STRIDES) * width, width)
         self.classify = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, out, 1))
-        self.auxiliary = nn.Sequential(unit(dim, min(auxiliary, width)), nn.Dropout2d(dropout), nn.Conv2d(min(auxiliary, width), out, 1))
+        narrow = min(auxiliary, width)
+        self.auxiliary = nn.Sequential(conv_norm_relu(dim, narrow), nn.Dropout2d(dropout), nn.Conv2d(narrow, out, 1))
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         if self.training and len(levels[0]) < 2:
@@ -262,11 +258,6 @@ def rescale(dim: int, patch: int, stride: int) -> nn.Sequential:
     for _ in range(int(math.log2(patch // stride))):
         layers += [nn.ConvTranspose2d(dim, dim, 2, 2), nn.BatchNorm2d(dim), nn.GELU()]
     return nn.Sequential(*layers[:-2])
-
-
-def unit(inp: int, out: int, kernel: int = 3) -> nn.Sequential:
-    """Convolution, batch norm, ReLU."""
-    return nn.Sequential(nn.Conv2d(inp, out, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True))
 
 
 class AttentionToMask(nn.Module):

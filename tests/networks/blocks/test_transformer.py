@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vesalius.networks.blocks.drop_path import kept
 from vesalius.networks.blocks.transformer import EvaBlock, Transformer, coordinates, rotate, rotation
 
 
@@ -55,7 +56,7 @@ def test_stochastic_depth_in_training_only_keeps_the_mean():
     whole = block(x)[0]
     assert torch.equal(block(x)[1], whole)
     block.train()
-    branch = block._kept(torch.ones(4000, 1, 1))
+    branch = kept(torch.ones(4000, 1, 1), block.drop_path, block.training)
     assert set(branch.unique().tolist()) == {0.0, 2.0} and branch.mean() == pytest.approx(1, abs=0.05)
     assert len({tuple(row.flatten().tolist()) for row in block(x)}) == 4  # each of the two branches kept or not
 

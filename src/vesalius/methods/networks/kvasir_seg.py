@@ -12,7 +12,7 @@ spread along the first principal axis of the colours) and that centres are found
 Key components: ``fuzzy_c_means``; ``describe``, what the rule knows of a cluster.
 
 Good to know: a frame without a polyp gets one. Shadows, residue and highlights are clusters too, and a pale polyp shares its cluster with
-the mucosa: the published overlap is a third of the network's (``kvasir-seg``), which is the point of the comparison.
+the mucosa: it overlaps polyps far less than the network does (``kvasir-seg``), which is the point of the comparison.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+MAX_POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 NORMS = {
     "instance": {2: lambda n: nn.InstanceNorm2d(n, affine=True), 3: lambda n: nn.InstanceNorm3d(n, affine=True)},
     "batch": {2: nn.BatchNorm2d, 3: nn.BatchNorm3d},
@@ -21,6 +22,18 @@ def conv(dims: int, inp: int, out: int, kernel: Sequence[int] | int = 3, stride:
     kernel = (kernel,) * dims if isinstance(kernel, int) else tuple(kernel)
     stride = (stride,) * dims if isinstance(stride, int) else tuple(stride)
     return CONV[dims](inp, out, kernel, stride, tuple(k // 2 for k in kernel), bias=bias)
+
+
+def conv_norm(inp: int, out: int, kernel: int | tuple[int, int] = 3, dilation: int = 1) -> nn.Sequential:
+    """A 2D convolution that keeps the size, and batch norm; no activation."""
+    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = tuple(dilation * (k // 2) for k in sides)
+    return nn.Sequential(nn.Conv2d(inp, out, sides, padding=padding, dilation=dilation, bias=False), nn.BatchNorm2d(out))
+
+
+def conv_norm_relu(inp: int, out: int, kernel: int = 3) -> nn.Sequential:
+    """A 2D convolution that keeps the size, batch norm, ReLU."""
+    return nn.Sequential(*conv_norm(inp, out, kernel), nn.ReLU(inplace=True))
 
 
 class ConvNormAct(nn.Sequential):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .conv import conv_norm
 from .resize import resize_like
 
 
@@ -28,10 +29,3 @@ class PartialDecoder(nn.Module):
         at_fine = self.top_to_fine(upper) * self.middle_to_fine(resize_like(middle, fine)) * fine
         at_middle = self.join_middle(torch.cat([self.top_to_middle(up) * middle, self.top_beside(up)], 1))
         return self.head(self.join_fine(torch.cat([at_fine, self.middle_beside(resize_like(at_middle, fine))], 1)))
-
-
-def conv_norm(inp: int, out: int, kernel: int | tuple[int, int] = 3, dilation: int = 1) -> nn.Sequential:
-    """Convolution that keeps the size, and batch norm; no activation."""
-    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-    padding = tuple(dilation * (k // 2) for k in sides)
-    return nn.Sequential(nn.Conv2d(inp, out, sides, padding=padding, dilation=dilation, bias=False), nn.BatchNorm2d(out))

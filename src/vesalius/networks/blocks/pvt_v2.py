@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from .drop_path import kept
 
 MULTIPLES, HEADS, RATIOS, REDUCTIONS = (1, 2, 5, 8), (1, 2, 5, 8), (8, 8, 4, 4), (8, 4, 2, 1)  # of the four stages, b0 to b5
 
@@ -67,14 +68,8 @@ class Block(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        x = x + self._kept(self.attn(self.norm1(x), size))
-        return x + self._kept(self.mlp(self.norm2(x), size))
-
-    def _kept(self, branch: Tensor) -> Tensor:
-        if not self.training or not self.drop_path:
-            return branch
-        keep = 1 - self.drop_path
-        return branch * (torch.rand(len(branch), 1, 1, device=branch.device) < keep) / keep
+        x = x + kept(self.attn(self.norm1(x), size), self.drop_path, self.training)
+        return x + kept(self.mlp(self.norm2(x), size), self.drop_path, self.training)
 
 
 class ReducedAttention(nn.Module):

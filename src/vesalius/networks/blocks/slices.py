@@ -19,6 +19,11 @@ def thin_axis(axis: int, window: Sequence[int] = ()) -> int:
     return 2 - list(window[::-1]).index(min(window))
 
 
+def in_plane(rows: Sequence[Sequence[int]], axis: int) -> tuple[tuple[int, ...], ...]:
+    """Strides or kernels, a row a level, without those of ``axis`` (-1: with all)."""
+    return tuple(tuple(v for a, v in enumerate(row) if a != axis) for row in rows)
+
+
 def to_slices(x: Tensor) -> Tensor:
     """Volumes (B, ..., h, w, d) -> their slices (B d, ..., h, w), those of one volume after each other."""
     return x.movedim(-1, 1).flatten(0, 1)

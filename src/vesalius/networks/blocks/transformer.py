@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
 
 from ...core.errors import UsageError
+from .drop_path import kept
 
 
 class Transformer(nn.Module):
@@ -82,15 +83,8 @@ class EvaBlock(nn.Module):
                 end.weight /= math.sqrt(2 * layer)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        x = x + self._kept(self.scale1 * self.attention(self.norm1(x), turn))
-        return x + self._kept(self.scale2 * self.mlp(self.norm2(x)))
-
-    def _kept(self, branch: Tensor) -> Tensor:
-        """The branch of each sample, dropped in training with probability ``drop_path``; kept ones grow so that the mean stays."""
-        if not self.training or not self.drop_path:
-            return branch
-        keep = 1 - self.drop_path
-        return branch * (torch.rand(len(branch), *(1,) * (branch.ndim - 1), device=branch.device) < keep) / keep
+        x = x + kept(self.scale1 * self.attention(self.norm1(x), turn), self.drop_path, self.training)
+        return x + kept(self.scale2 * self.mlp(self.norm2(x)), self.drop_path, self.training)
 
 
 class Attention(nn.Module):
