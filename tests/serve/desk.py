@@ -7,9 +7,12 @@ from fastapi.testclient import TestClient
 
 from tests.engine.test_interact import Ball
 from vesalius import io
+from vesalius.core.case import Image
 from vesalius.core.geometry import Geometry
 from vesalius.core.manifest import Manifest
 from vesalius.core.plan import Plan
+from vesalius.core.prediction import Prediction
+from vesalius.methods.learned import ReferringSegmenter
 from vesalius.serve.app import create_app
 from vesalius.serve.models import Loaded, Model, Models
 from vesalius.serve.security import Guard
@@ -32,14 +35,28 @@ def image_files(folder, count=2, dims=3):
     return files
 
 
-def ball(case, dims):
-    plan = Plan(dims=dims, channels=tuple(case.images), classes=("background", "foreground"), patch=(8,) * dims)
-    return Loaded(Ball(plan, Manifest("m", "", dims, plan.channels, {"background": 0, "foreground": 1}, ())), plan, dims == 2)
+class Bright(ReferringSegmenter):
+    """'bright' means what is brighter than all noise; it has heard of nothing else."""
+
+    def predict(self, case, prompts=(), *, rng):
+        (query,) = case.queries
+        mask = case.stack(self.channels)[:1] >= 100 if query.text == "bright" else np.zeros((1, *case.geometry.shape))
+        notes = () if mask.any() else (f"'{query.text}' means nothing here",)
+        return Prediction(probability=Image(mask.astype(np.float32), case.geometry), names=(query.id,), threshold=0.5, notes=notes)
+
+
+def ball(case, dims, kind=Ball):
+    normalise = {name: "none" for name in case.images}
+    plan = Plan(dims, tuple(case.images), classes=("background", "foreground"), patch=(8,) * dims, normalise=normalise)
+    manifest = Manifest("m", "", dims, plan.channels, {"background": 0, "foreground": 1}, ())
+    return Loaded(kind(plan, manifest), plan, dims == 2 and kind is Ball)
 
 
 BUILT = {
     "ball": (Model("ball", "Ball", ("box", "lasso", "mask", "point", "scribble"), (2, 3)), ball),
     "flat": (Model("flat", "Flat ball", ("box", "lasso", "mask", "point", "scribble"), (2,)), ball),
+    "words": (Model("words", "Words", ("text",), (2, 3)), lambda case, dims: ball(case, dims, Bright)),
+    "flat words": (Model("flat words", "Flat words", ("text",), (2,)), lambda case, dims: ball(case, dims, Bright)),
 }
 
 

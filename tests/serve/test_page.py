@@ -1,7 +1,9 @@
 """The annotator's page in a real browser: what a person does with mouse and keys, and what the server then holds."""
 
+import errno
 import json
 import socket
+import sys
 import threading
 import time
 import zipfile
@@ -298,6 +300,57 @@ def test_what_is_laid_over_the_picture(browser, opened):
     page.key("Escape")
     page.until(drawn)
     assert page.value("vesalius.comparison") is None and coloured(page, mask_at)
+    assert page.errors == []
+
+
+def test_words_instead_of_clicks(browser, opened):
+    """A model that takes words has a field for them; what means nothing is said."""
+    page, desk = browser, opened(2)
+    enter(page, desk, model="words")
+    page.until("!document.querySelector('[aria-label=\"Say what to outline\"]').closest('form').hidden")
+    page.drag([page.centre('[aria-label="Say what to outline"]')])
+    page.type("bright")
+    page.drag([page.centre(".section form button")])
+    page.until("vesalius.current.prompter.prompts == 1")
+    saved(page)
+    wanted = np.zeros(PICTURE.shape, np.uint8)
+    wanted[4:10, 4:10] = 1
+    assert np.array_equal(shown(page, PICTURE.shape), wanted) and np.array_equal(desk.mask(), wanted)
+    page.drag([page.centre('[aria-label="Say what to outline"]')])
+    page.key("End")
+    page.type(" moon")
+    page.drag([page.centre(".section form button")])
+    page.until("document.querySelector('.toast')?.textContent.includes(\"'bright moon' means nothing here\")")
+    assert np.array_equal(shown(page, PICTURE.shape), wanted), "what was found before stays"
+    page.key("Escape")
+    page.key("b")
+    page.drag(spots(page, (2.6, 29.6, 0), (6.4, 35.4, 0)))
+    page.until("document.querySelector('.toast')?.textContent.includes('does not understand a box')")
+    page.value("vesalius.useModel('flat')")
+    page.until("document.querySelector('[aria-label=\"Say what to outline\"]').closest('form').hidden")
+    assert page.errors == []
+
+
+def test_a_full_disk(browser, opened, monkeypatch):
+    """What cannot be saved stays in the page, which says so, and is saved when there is space again."""
+    page, desk = browser, opened(2)
+    enter(page, desk, model=None)
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(sys.modules["vesalius.io.atomic"], "_flush", no_space)
+        page.key("d")
+        page.drag(spots(page, (10, 12, 0), (10, 20, 0)))
+        page.until("vesalius.current.saver.state.kind == 'kept' && document.querySelector('#save').textContent.includes('Kept here')")
+        assert "full" in page.value("vesalius.current.saver.state.why")
+        page.until("vesalius.drafts.size == 1")
+        assert desk.project.entry("c1").head is None
+    drawn = shown(page, PICTURE.shape)
+    saved(page)  # by itself: the page tries again
+    assert drawn.any() and np.array_equal(desk.mask(), drawn)
+    page.until("vesalius.drafts.size == 0")
     assert page.errors == []
 
 

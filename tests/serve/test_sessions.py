@@ -302,3 +302,30 @@ def test_boxes_on_an_oblique_grid(tmp_path):
     roi = {"roi": [4, 9, 4, 7, 5, 5]}
     sent = client.post("/infer/ball", params={"image": "c1", "output": "image"}, json=roi)
     assert sent.status_code == 200 and np.asarray(nib.Nifti1Image.from_bytes(gzip.decompress(sent.content)).dataobj)[4:10, 4:8, 5].all()
+
+
+def test_words_mean_an_object_or_nothing(client):
+    session = session_of(client, "words")
+    answer = ask(client, session, {"kind": "text", "text": " bright "}, object="object 1").json()
+    block = np.zeros(VOLUME.shape, bool)
+    block[4:10, 4:10, 4:10] = True
+    assert np.array_equal(mask_of(answer), block) and answer["notes"] == []
+    nothing = ask(client, session, {"kind": "text", "text": "the moon"}, object="object 1").json()
+    assert not mask_of(nothing).any() and nothing["notes"] == ["'the moon' means nothing here"] and nothing["quality"] == 0
+    (back,) = client.post(f"/api/sessions/{session}/undo").json()["objects"]
+    assert np.array_equal(mask_of(back), block)
+    refused = ask(client, session, click([6, 8, 5]))
+    assert refused.status_code == 400 and "words" in refused.text
+    for odd in ({"kind": "text"}, {"kind": "text", "text": "  "}, {"kind": "text", "text": "x" * 201}):
+        assert ask(client, session, odd).status_code == 400
+    listed = client.get("/info/").json()["models"]
+    assert "ball" in listed and not {"words", "flat words"} & set(listed), "whoever only clicks is offered what answers to clicks"
+
+
+def test_words_about_a_slice(client):
+    """Of a volume, a model of two dimensions is told which slice is meant."""
+    session = session_of(client, "flat words")
+    said = {"kind": "text", "text": "bright"}
+    assert "slice" in ask(client, session, said).json()["error"]
+    found = mask_of(ask(client, session, said, slice={"axis": 2, "index": 6}).json())
+    assert found[4:10, 4:10, 6].all() and found.sum() == 36

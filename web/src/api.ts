@@ -83,6 +83,7 @@ export interface Slice {
 export interface Answer extends Packed {
   object: string;
   quality: number | null;
+  notes: string[];
   ms: number;
   slice?: Slice;
 }

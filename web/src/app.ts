@@ -655,8 +655,10 @@ export class App implements Host {
       if (!outcome || this.current !== open) return;
       this.setOnline(true);
       open.origin = { kind: "prompts", model: prompter.model, prompts: (open.origin.prompts ?? 0) + 1 };
-      this.lastAnswer = `${Math.round(outcome.seen)} ms${outcome.quality === null ? "" : `, sure to ${Math.round(100 * outcome.quality)} %`}`;
-      if (!outcome.voxels) this.say("The model found nothing there. Try another prompt.");
+      this.lastAnswer = `${Math.round(outcome.seen)} ms${outcome.quality === null || !outcome.voxels ? "" : `, sure to ${Math.round(100 * outcome.quality)} %`}`;
+      const notes = outcome.notes.join("; ");
+      if (!outcome.voxels) this.say(notes ? `The model found nothing: ${notes}.` : "The model found nothing there. Try another prompt.");
+      else if (notes) this.say(`The model says: ${notes}.`);
       this.touched();
     } catch (error) {
       this.lastAnswer = "";

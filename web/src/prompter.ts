@@ -29,6 +29,7 @@ type Opened = Promise<{ session: string; kinds: Kind[]; sliced: boolean }>;
 
 export interface Outcome {
   quality: number | null;
+  notes: string[];
   ms: number;
   /** Milliseconds on the page from the gesture to the picture. */
   seen: number;
@@ -145,7 +146,7 @@ export class Prompter {
         this.step(session, "redo");
       },
     });
-    return { quality: answer.quality, ms: answer.ms, seen: performance.now() - started, voxels };
+    return { quality: answer.quality, notes: answer.notes, ms: answer.ms, seen: performance.now() - started, voxels };
   }
 
   /** The object that a prompt is about: the current one, unless the prompt starts another. */

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.case import Case, LabelMap
+from ..core.case import Case, Image, LabelMap, Query
 from ..core.errors import DataError, GeometryError, UsageError
 from ..core.geometry import Geometry, coarsest, resample
 from ..core.method import Method
 from ..core.plan import Plan
 from ..core.prediction import Prediction
-from ..core.prompt import Asked, Box, Mask, Point, Prompt, Scribble, Turn
+from ..core.prompt import Asked, Box, Mask, Point, Prompt, Scribble, Text, Turn
 from ..inferers.propagation import both_ways
+from ..methods.learned import ReferringSegmenter
 from ..methods.prompted import PromptableMethod, SequenceMethod, objects_of
 from ..ops import prompts as users
 from ..ops.proposals import proposals
@@ -39,11 +40,13 @@ _AT_ONCE = 16  # clicks of a grid that are answered in one batch
 
 @dataclass(frozen=True)
 class _State:
-    """An object's turns, and the logits (1, 1, *s) that the last one was answered with. ``drawn``: slice -> its mask, in a sequence."""
+    """An object's turns, and the logits (1, 1, *s) that the last one was answered with. ``drawn``: slice -> its mask, in a sequence.
+    ``notes``: what the method said beside."""
 
     turns: tuple[Turn, ...] = ()
     logits: Tensor | None = None
     drawn: Mapping[int, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Session:
@@ -139,13 +142,15 @@ class Session:
         objects = self.states[self.at]
         if not objects:
             return Prediction()
-        logits = torch.cat([state.logits[0] for state in objects.values()])
-        return self._restored(logits, tuple(objects))
+        return self.restored(objects)
 
-    def _restored(self, logits: Tensor, names: Sequence[str]) -> Prediction:
-        """(K, *s) on the prepared grid -> on the case's own."""
-        answer = self.method.masks(logits, names, self.prepared.geometry)
-        return restore(answer, self.prepared.geometry, self.case.geometry, self.plan.classes, probability=True)
+    def restored(self, objects: Mapping[str, _State]) -> Prediction:
+        """The objects' masks on the case's own grid."""
+        return restore(self.masks(objects), self.prepared.geometry, self.case.geometry, self.plan.classes, probability=True)
+
+    def masks(self, objects: Mapping[str, _State]) -> Prediction:
+        """The same on the prepared grid."""
+        return self.method.masks(torch.cat([state.logits[0] for state in objects.values()]), tuple(objects), self.prepared.geometry)
 
     def _go(self, step: int, refusal: str) -> Prediction:
         if not 0 <= self.at + step < len(self.states):
@@ -262,9 +267,35 @@ class SequenceSession(Session):
         return answer.with_(probability=probability, labels={}).decide(self.plan.classes)
 
 
-def session(method: PromptableMethod, case: Case, plan: Plan, *, seed: int = 0) -> Session:
+class TextSession(Session):
+    """One image and what was said of it: an object is what the last ``Text`` about it means to a method that takes expressions."""
+
+    def __init__(self, method: ReferringSegmenter, case: Case, plan: Plan, *, seed: int = 0):
+        super().__init__(method, case, plan, seed=seed)
+
+    def _after(self, objects: Mapping[str, Sequence[Prompt]]) -> dict[str, _State]:
+        now = dict(self.states[self.at])
+        for name, prompts in objects.items():
+            *_, said = prompts
+            if not isinstance(said, Text):
+                found = type(said).__name__.lower()
+                raise UsageError("this method understands words", where=type(self.method).__name__, found=found, allowed=["text"])
+            answer = self.method.predict(self.prepared.with_(queries=(Query(name, said.text),)), rng=np.random.default_rng(0))
+            p = torch.from_numpy(np.asarray(answer.probability.data, np.float32))
+            now[name] = _State(logits=torch.logit(p, 1e-6)[None], notes=answer.notes)
+        return now
+
+    def masks(self, objects: Mapping[str, _State]) -> Prediction:
+        maps = torch.cat([state.logits[0] for state in objects.values()]).sigmoid().numpy()
+        names = tuple(name or self.plan.classes[-1] for name in objects)
+        notes = tuple(note for state in objects.values() for note in state.notes)
+        return Prediction(probability=Image(maps, self.prepared.geometry), names=names, threshold=0.5, notes=notes)
+
+
+def session(method: PromptableMethod | ReferringSegmenter, case: Case, plan: Plan, *, seed: int = 0) -> Session:
     """The kind of session that a method takes."""
-    return (SequenceSession if isinstance(method, SequenceMethod) else Session)(method, case, plan, seed=seed)
+    kinds = ((SequenceMethod, SequenceSession), (ReferringSegmenter, TextSession), (PromptableMethod, Session))
+    return next(kind for of, kind in kinds if isinstance(method, of))(method, case, plan, seed=seed)
 
 
 def respond(method: Method, case: Case, plan: Plan, *, prompts: str = "", seed: int = 0, probability: bool = False) -> Prediction:
@@ -390,7 +421,7 @@ def _picked(ask: users.Ask, asked: Session, truths: Mapping[str, np.ndarray]) ->
         masks = asked.candidates(name) if all_masks is None else all_masks
         if not len(masks):
             masks = torch.full((1, *asked.prepared.geometry.shape), -SURE)
-        shown = _shown(asked._restored(masks, [f"{k}" for k in range(len(masks))])).values()
+        shown = _shown(asked.restored({f"{k}": _State(logits=mask[None, None]) for k, mask in enumerate(masks)})).values()
         out[name] = masks[int(np.argmax([2 * (m & truth).sum() / (m.sum() + truth.sum()) for m in shown]))]
     return out
 

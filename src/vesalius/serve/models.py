@@ -21,13 +21,13 @@ from .store import Missing, Project
 
 ZERO_SHOT = ("lite-medsam",)
 _HELD = 2
-_ALL = ("box", "lasso", "mask", "point", "scribble")
+_ALL = ("box", "lasso", "mask", "point", "scribble", "text")
 
 
 @dataclass(frozen=True)
 class Model:
     """``kinds``: the prompts it takes; none: it answers by itself. ``dims``: what it looks at; a 2D one sees volumes slice by slice.
-    ``carries``: it understands nothing but masks of some slices, which it carries to the others."""
+    ``carries``: it understands nothing but masks of some slices, which it carries to the others; ``listens``: nothing but words."""
 
     id: str
     title: str
@@ -38,6 +38,10 @@ class Model:
     @property
     def carries(self) -> bool:
         return self.kinds == ("mask",)
+
+    @property
+    def listens(self) -> bool:
+        return self.kinds == ("text",)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -112,9 +116,11 @@ class Models:
 
 
 def prompts_of(slug: str) -> tuple[str, ...]:
-    """The kinds of prompts that a card takes; a lasso is understood by whoever answers to a place."""
-    kinds = {field.partition(":")[2] for field in catalog.get(slug).takes if field.startswith("prompts:")} - {""}
-    return tuple(k for k in _ALL if k in kinds or (kinds - {"mask"} and k == "lasso"))
+    """The kinds of prompts that a card takes; a lasso is understood by whoever answers to a place, a text by whoever takes expressions."""
+    takes = catalog.get(slug).takes
+    kinds = {field.partition(":")[2] for field in takes if field.startswith("prompts:")} - {""}
+    kinds |= {"text"} if "queries" in takes else set()
+    return tuple(k for k in _ALL if k in kinds or (kinds - {"mask", "text"} and k == "lasso"))
 
 
 def _of_card(slug: str) -> Model:

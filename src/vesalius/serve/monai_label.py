@@ -82,6 +82,7 @@ def add_routes(app: FastAPI, desk: Desk, jobs: Jobs, guard: Guard) -> None:
                 "config": {},
             }
             for m in models.list()
+            if not m.listens
         }
         entries = project.entries()
         saved = sum(e.head is not None for e in entries)

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..core.case import Case, LabelMap
 from ..core.errors import DataError, GeometryError, UsageError
 from ..core.geometry import Geometry, coarsest
 from ..core.prediction import Prediction
-from ..core.prompt import Box, Lasso, Mask, Point, Prompt, Scribble
-from ..engine.interact import SequenceSession, Session
+from ..core.prompt import Box, Lasso, Mask, Point, Prompt, Scribble, Text
+from ..engine.interact import SequenceSession, Session, TextSession
+from ..methods.learned import ReferringSegmenter
 from ..ops import prompts as users
 from .models import Loaded, Models
 from .store import Missing, Project
@@ -35,7 +35,7 @@ MOST_SESSION_BYTES = 4 * 2**30  # of images, slices and answers that sessions ho
 MOST_IDLE = 8 * 3600.0  # seconds that an unused session is kept
 MOST_EMBEDDING_BYTES = 2 * 2**30
 MOST_VIEWS = 256  # slices that a session remembers the prompts of
-_MOST_POINTS, _MOST_PROMPTS = 10_000, 256
+_MOST_POINTS, _MOST_PROMPTS, _MOST_LETTERS = 10_000, 256, 200
 
 
 class Embeddings:
@@ -89,8 +89,14 @@ class _View(Session):
         objects = {n: state for n, state in self.states[self.at].items() if self.shown in (None, n)}
         if not objects:
             return Prediction()
-        answer = self.method.masks(torch.cat([s.logits[0] for s in objects.values()]), tuple(objects), self.prepared.geometry)
+        answer = self.masks(objects)
         return answer.with_(probability=answer.probability.on(self.case.geometry))
+
+
+class _Worded(_View, TextSession):
+    """The same with a method that takes words: it looks at the image anew for each expression."""
+
+    embedding = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,8 @@ class Prompted:
             if len(self.views) >= MOST_VIEWS:
                 raise UsageError("this session has prompts in too many slices", fix="save the mask and start a new session")
             cache_key = (self.case_id, self.model, key, self.window, id(self.loaded))
-            self.views[key] = view = _View(self.loaded, self._seen(self.plane(key)), cache_key, self.cache)
+            kind = _Worded if isinstance(self.loaded.method, ReferringSegmenter) else _View
+            self.views[key] = view = kind(self.loaded, self._seen(self.plane(key)), cache_key, self.cache)
             self.weight += view.weight
         return self.views[key]
 
@@ -260,7 +267,8 @@ class Prompted:
             quality = round(float(p[on].mean()), 4) if on.any() else 0.0
             plane = self.plane(key)
             mask = on if plane is None else plane.place(on)
-        record = {"object": name, **packed(mask), "quality": quality, "ms": round(1000 * (time.perf_counter() - started), 1)}
+        ms = round(1000 * (time.perf_counter() - started), 1)
+        record = {"object": name, **packed(mask), "quality": quality, "notes": list(answer.notes), "ms": ms}
         return record | ({"slice": {"axis": key[0], "index": key[1]}} if key is not None else {})
 
 
@@ -363,7 +371,12 @@ def _prompt(row: Mapping[str, Any], geometry: Geometry) -> Prompt:
             return Lasso(xyz)
         positive = row.get("positive", True) is True
         return Point(tuple(xyz[0]), positive) if kind == "point" else Scribble(xyz, positive)
-    raise UsageError("no such prompt", found=str(kind)[:20], allowed="box, point, scribble, lasso, mask")
+    if kind == "text":
+        words = row.get("text")
+        if not isinstance(words, str) or not words.strip() or len(words) > _MOST_LETTERS:
+            raise UsageError("a text says in a few words what to outline", allowed=f"1 to {_MOST_LETTERS} letters")
+        return Text(words.strip())
+    raise UsageError("no such prompt", found=str(kind)[:20], allowed="box, point, scribble, lasso, mask, text")
 
 
 def _numbers(value: Any, geometry: Geometry) -> np.ndarray:
@@ -389,6 +402,8 @@ def _in_plane(prompt: Prompt, plane: Plane) -> Prompt:
     if isinstance(prompt, Mask):
         flat = plane.cut(np.asarray(prompt.mask.data)[None])[0]
         return Mask(LabelMap(flat, plane.grid))
+    if isinstance(prompt, Text):
+        return prompt
     if isinstance(prompt, (Point, Scribble, Lasso)):
         xyz = plane.project(np.asarray(prompt.xyz))
         return replace(prompt, xyz=tuple(xyz[0]) if isinstance(prompt, Point) else xyz)
