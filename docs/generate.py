@@ -108,7 +108,10 @@ def proof_table(slug: str) -> str:
             d = e["difference"]
             shown = f"{number(d['mean'], True)} [{number(d['low'], True)}, {number(d['high'], True)}]" if d else "undefined"
             verdict = "held" if e["held"] else "did not hold"
-            what = f"{LABELS.get(e['metric'], e['metric'])} of {e['arm']} {e['direction']} than of {e['against']}"
+            than = f"{e['direction']} than"
+            if e.get("margin"):
+                than = f"at most {e['margin']:g} {'lower' if e['direction'] == 'higher' else 'higher'} than"
+            what = f"{LABELS.get(e['metric'], e['metric'])} of {e['arm']} {than} of {e['against']}"
             out.append(f"- {what}: **{verdict}**, {shown}")
         out.append("")
     return "\n".join(out).rstrip()

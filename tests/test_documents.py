@@ -46,5 +46,5 @@ def test_no_card_claims_more_than_its_proof_showed():
         measured = [r for r in record["results"].values() if "arms" in r]
         assert any(r["holds"] for r in measured), slug
         for e in (e for r in measured for e in r["expected"] if e["difference"] and e["difference"]["low"] is not None):
-            d, higher = e["difference"], e["direction"] == "higher"
-            assert not (d["high"] < 0 if higher else d["low"] > 0), f"{slug}: {e}"
+            d, higher, margin = e["difference"], e["direction"] == "higher", e.get("margin", 0.0)
+            assert not (d["high"] < -margin if higher else d["low"] > margin), f"{slug}: {e}"

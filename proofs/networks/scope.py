@@ -29,7 +29,7 @@ def study() -> Study:
             Expect("scope", "cldice", "higher"),
             Expect("scope", "branches_detected", "higher"),
             Expect("scope", "betti_error", "lower"),
-            Expect("scope", "dsc", "higher"),
+            Expect("scope", "dsc", "higher", margin=0.01),
             Expect("scope", "cldice", "higher", against="CNN"),
             Expect("scope", "cldice", "higher", against="no edges + clDice"),
         ),

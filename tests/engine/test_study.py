@@ -47,17 +47,25 @@ def checkout(root: Path, text: str, **words: object) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("expect", "held"), [('Expect("unlike", "dsc", "higher")', False), ('Expect("better", "dsc", "lower")', False)])
+@pytest.mark.parametrize(
+    ("expect", "held"),
+    [
+        ('Expect("unlike", "dsc", "higher")', False),
+        ('Expect("better", "dsc", "lower")', False),
+        ('Expect("better", "dsc", "lower", margin=0.05)', False),
+        ('Expect("better", "dsc", "lower", margin=0.2)', True),
+    ],
+)
 def test_a_claim_holds_where_the_interval_lies_on_its_side(tmp_path, expect, held):
     found = prove("unet", checkout(tmp_path, MEASURED, EXPECT=expect), tmp_path / "runs")
     result = found["results"]["phantom:shapes-2d?cases=8"]
     assert [e["held"] for e in result["expected"]] == [True, held]
-    assert result["holds"] is False
+    assert result["holds"] is held
     assert result["arms"]["better"]["dsc"]["difference"]["mean"] == pytest.approx(0.1)
     assert result["arms"]["plain"]["dsc"]["by seed"] == pytest.approx([0.6] * 3)
     assert "skipped" in found["results"]["not/here"]
     assert json.loads((tmp_path / "proofs" / "results" / "unet.json").read_text())["holds"] == {
-        "phantom:shapes-2d?cases=8": False,
+        "phantom:shapes-2d?cases=8": held,
         "not/here": None,
     }
 

@@ -7,7 +7,7 @@ import hashlib
 import runpy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,12 +42,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Expect:
-    """What the paper says: ``arm``'s ``metric`` is 'higher' or 'lower' than that of ``against`` (the baseline unless named)."""
+    """What the paper says: ``arm``'s ``metric`` is 'higher' or 'lower' than that of ``against`` (the baseline unless named). With a
+    ``margin`` it says 'no worse': on the other side by less than that."""
 
     arm: str
     metric: str
     direction: Literal["higher", "lower"]
     against: str = ""
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,8 @@ def _summary(study: Study, rows: list[dict], metrics: Sequence[str]) -> dict:
     for e in (e for e in study.expects if e.metric in metrics):
         against = e.against or study.baseline
         d = _difference(tables[e.arm, e.metric], tables[against, e.metric])
-        held = bool(d) and d["low"] is not None and (d["low"] > 0 if e.direction == "higher" else d["high"] < 0)
-        expected.append({"arm": e.arm, "metric": e.metric, "direction": e.direction, "against": against, "difference": d, "held": held})
+        held = bool(d) and d["low"] is not None and (d["low"] > -e.margin if e.direction == "higher" else d["high"] < e.margin)
+        expected.append({**asdict(e), "against": against, "difference": d, "held": held})
     return {"arms": arms, "expected": expected, "holds": all(e["held"] for e in expected)}
 
 
