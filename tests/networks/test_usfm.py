@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from vesalius.core.errors import DataError, GeometryError, UsageError
-from vesalius.networks.usfm import USFM, Asking, AttentionToMask, adopt, distances, relative_index, resized_table
+from vesalius.networks.blocks.beit import adopt, distances, relative_index, resized_table
+from vesalius.networks.usfm import USFM, Asking, AttentionToMask
 
 SMALL = {"spatial_dims": 2, "window": (64, 64), "patch": 16, "dim": 24, "depth": 4, "heads": 2}
 

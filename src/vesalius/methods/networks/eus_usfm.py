@@ -17,7 +17,8 @@ https://github.com/openmedlab/USFM), whose defaults stand here; the study's own 
   pretrained weights, and a short one from nothing wants about ten times as much and ``layer_decay=1``.
 * The study names no baseline. Ours is the same network from random weights: ``pretext=none``.
 
-Key components: ``networks.usfm`` (BEiT with two heads), ``objectives.masked_image`` (blocks and rings), ``objectives.attention_mask``.
+Key components: ``networks.blocks.beit``, ``networks.usfm`` (two heads on it), ``objectives.masked_image`` (blocks and rings),
+``objectives.attention_mask``.
 
 Good to know: splits are by patient, always. The study does not say how its folds were made, and frames of one patient on both sides raise
 every score; this engine refuses such a split, so that the gap cannot be measured here. About a tenth of the study's answers had several
@@ -44,7 +45,7 @@ from ...core.manifest import Manifest
 from ...core.method import Clock, Method, Run, Sampling, Stage, Stream
 from ...core.plan import Plan
 from ...core.prediction import Prediction
-from ...networks.usfm import Beit, adopt
+from ...networks.blocks.beit import Beit, adopt
 from ...objectives.attention_mask import attention_mask
 from ...objectives.dice_ce import DiceCE
 from ...objectives.masked_image import MaskedImage, without
