@@ -21,6 +21,6 @@ def study() -> Study:
         baseline="fuzzy c-means",
         expects=(Expect("resunet", "dsc", "higher"), Expect("resunet", "iou", "higher")),
         metrics=("dsc", "iou", "hd95"),
-        iterations=150,
+        iterations=400,
         plan={"patch": (128, 128), "batch": 8, "precision": "32", "test_mirror": ()},
     )

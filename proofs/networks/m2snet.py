@@ -25,7 +25,6 @@ def study() -> Study:
             Arm("m2snet", "m2snet", BUDGET),
         ),
         data=(
-            Data("phantom:polyp?cases=60"),
             Data("../shared/data/2d/kvasir_seg"),
             Data("../shared/data/2d/busi_seg"),
         ),
@@ -35,6 +34,6 @@ def study() -> Study:
             Expect("m2snet", "dsc", "higher", against="without LossNet"),
         ),
         metrics=("dsc", "nsd", "hd95"),
-        iterations=80,
+        iterations=240,
         plan={"grid": LongestSide(96), "patch": (96, 96), "batch": 8, "precision": "32", "test_mirror": ()},
     )

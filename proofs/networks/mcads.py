@@ -21,7 +21,6 @@ def study() -> Study:
             Arm("mcads", "mcads", BUDGET),
         ),
         data=(
-            Data("phantom:slide?cases=40", plan={"grid": LongestSide(112)}),
             Data("../shared/data/2d/dsb2018_nuclei", plan={"grid": LongestSide(112)}),
             Data("../shared/data/2d/monuseg_nuclei", plan={"grid": LongestSide(208)}),
         ),
@@ -31,6 +30,6 @@ def study() -> Study:
             Expect("mcads", "dsc", "higher", against="transposed decoder"),
         ),
         metrics=("dsc", "iou", "hd95"),
-        iterations=50,
+        iterations=200,
         plan={"patch": (64, 64), "batch": 4, "precision": "32", "overlap": 0.25, "test_mirror": ()},
     )

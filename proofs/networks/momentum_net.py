@@ -24,13 +24,11 @@ def study() -> Study:
             Arm("momentum-net", "momentum-net", BUDGET),
         ),
         data=(
-            Data("phantom:polyp?cases=60"),
-            Data("../shared/data/2d/cxr_lungs"),
-            Data("../shared/data/2d/kvasir_seg"),
+            Data("../shared/data/2d/cxr_lungs", iterations=100),
+            Data("../shared/data/2d/kvasir_seg", iterations=240),
         ),
         baseline="plain residual",
         expects=(Expect("momentum-net", "dsc", "higher"), Expect("gamma 0.5", "dsc", "higher")),
         metrics=("dsc", "nsd", "hd95"),
-        iterations=120,
         plan={"grid": LongestSide(96), "patch": (96, 96), "batch": 8, "precision": "32", "test_mirror": ()},
     )

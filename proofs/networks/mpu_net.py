@@ -25,8 +25,8 @@ def study() -> Study:
             Arm("mpu-net", "mpu-net", BUDGET),
         ),
         data=(
-            Data("phantom:torso-ct?cases=24", plan={"grid": Spacing(8.0, 8.0, 8.0), "patch": (40, 32, 24)}),
             Data("../shared/data/3d/acdc_scribble", plan={"grid": Spacing(10.0, 3.0, 3.0), "patch": (8, 64, 64)}),
+            Data("phantom:torso-ct?cases=24", plan={"grid": Spacing(8.0, 8.0, 8.0), "patch": (40, 32, 24)}),
         ),
         baseline="unet",
         expects=(
@@ -34,6 +34,6 @@ def study() -> Study:
             Expect("mpu-net", "dsc", "higher", against="bare"),
         ),
         metrics=("dsc", "hd95", "mcc"),
-        iterations=100,
+        iterations=200,
         plan={"batch": 2, "features": (8, 16, 32), "precision": "32", "overlap": 0.25, "test_mirror": ()},
     )

@@ -22,9 +22,9 @@ def study() -> Study:
             Arm("qtseg", "qtseg", BUDGET),
         ),
         data=(
-            Data("../shared/data/2d/ph2_skin"),
-            Data("../shared/data/2d/kvasir_seg"),
-            Data("../shared/data/2d/busi_seg"),
+            Data("../shared/data/2d/ph2_skin", iterations=80),
+            Data("../shared/data/2d/kvasir_seg", iterations=240),
+            Data("../shared/data/2d/busi_seg", iterations=240),
         ),
         baseline="plain decoder",
         expects=(
@@ -32,6 +32,5 @@ def study() -> Study:
             Expect("qtseg", "dsc", "higher", against="without distribution"),
         ),
         metrics=("dsc", "iou", "hd95"),
-        iterations=80,
         plan={"grid": LongestSide(96), "patch": (96, 96), "batch": 8, "precision": "32", "test_mirror": ()},
     )

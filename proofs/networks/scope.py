@@ -35,6 +35,6 @@ def study() -> Study:
         ),
         metrics=("dsc", "cldice", "betti0_error", "betti_error", "branches_detected"),
         seeds=3,
-        iterations=120,
+        iterations=240,
         plan={"grid": LongestSide(384), "patch": (96, 96), "batch": 4, "overlap": 0.25, "precision": "32", "test_mirror": ()},
     )
