@@ -82,6 +82,13 @@ def test_a_proof_of_another_length_stands_beside_the_first(tmp_path):
     assert len(trained()) == 2 and set(first) < {(p, p.stat().st_mtime_ns) for p in trained()}
 
 
+def test_a_data_set_asked_for_by_name_keeps_what_the_study_says_of_it(tmp_path):
+    text = TRAINED.replace('Data("phantom:shapes-2d?cases=8")', 'Data("phantom:shapes-2d?cases=8", iterations=2), Data("not/here")')
+    prove("unet", checkout(tmp_path, text, ITERATIONS=9), tmp_path / "runs", seeds=1, data=["phantom:shapes-2d?cases=8"])
+    (run,) = (tmp_path / "runs" / "unet").glob("*/*/*/run.json")
+    assert json.loads(run.read_text())["budget"]["iterations"] == 2
+
+
 def test_a_method_without_a_proof_says_where_it_was_looked_for(tmp_path):
     with pytest.raises(UsageError, match=r"proofs/networks/unet\.py: unet has no proof here"):
         prove("unet", tmp_path, tmp_path / "runs")

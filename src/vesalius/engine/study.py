@@ -88,12 +88,13 @@ def prove(
     slug: str, root: Path, out: Path, *, seeds: int | None = None, data: Sequence[str] = (), progress: Progress | None = None
 ) -> dict:
     """Run a proof and write ``proofs/results/<slug>.json``: per data set and arm the mean of each metric and the paired difference to the
-    baseline with its 95 % interval over all (case, seed) pairs, resampled by patient; and whether the claim's direction held."""
+    baseline with its 95 % interval over all (case, seed) pairs, resampled by patient; and whether the claim's direction held. ``data``:
+    only on these; what the study says of one of them (its iterations, its plan) holds for it."""
     progress = progress or Progress(quiet=True)
     path = find(slug, root)
     study: Study = runpy.run_path(str(path))["study"]()
-    started, results = time.monotonic(), {}
-    for part in [Data(d) for d in data] or study.data:
+    started, results, known = time.monotonic(), {}, {d.where: d for d in study.data}
+    for part in [known.get(d, Data(d)) for d in data] or study.data:
         where = part.where
         if not where.startswith("phantom:") and not (root / where.partition("?")[0]).exists():
             results[where] = {"skipped": "the data is not on this machine"}

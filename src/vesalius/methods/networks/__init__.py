@@ -57,6 +57,7 @@ CARDS: tuple[Card, ...] = (
         gives=("labels", "probability"),
         claim="On colonoscopy frames a residual U-Net overlaps polyps far better than clustered colours do.",
         baseline="fuzzy-c-means; unet",
+        evidence="proof",
         phantom="polyp",
         small={"width": 4, "lr": 3e-3},
         weights="none",
