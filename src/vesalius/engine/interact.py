@@ -292,6 +292,11 @@ class TextSession(Session):
         return Prediction(probability=Image(maps, self.prepared.geometry), names=names, threshold=0.5, notes=notes)
 
 
+def takes_words(method: Method) -> bool:
+    """Whether a session with the method is one of words (``TextSession``)."""
+    return isinstance(method, ReferringSegmenter)
+
+
 def session(method: PromptableMethod | ReferringSegmenter, case: Case, plan: Plan, *, seed: int = 0) -> Session:
     """The kind of session that a method takes."""
     kinds = ((SequenceMethod, SequenceSession), (ReferringSegmenter, TextSession), (PromptableMethod, Session))

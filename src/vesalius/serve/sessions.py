@@ -23,8 +23,7 @@ from ..core.errors import DataError, GeometryError, UsageError
 from ..core.geometry import Geometry, coarsest
 from ..core.prediction import Prediction
 from ..core.prompt import Box, Lasso, Mask, Point, Prompt, Scribble, Text
-from ..engine.interact import SequenceSession, Session, TextSession
-from ..methods.learned import ReferringSegmenter
+from ..engine.interact import SequenceSession, Session, TextSession, takes_words
 from ..ops import prompts as users
 from .models import Loaded, Models
 from .store import Missing, Project
@@ -193,7 +192,7 @@ class Prompted:
             if len(self.views) >= MOST_VIEWS:
                 raise UsageError("this session has prompts in too many slices", fix="save the mask and start a new session")
             cache_key = (self.case_id, self.model, key, self.window, id(self.loaded))
-            kind = _Worded if isinstance(self.loaded.method, ReferringSegmenter) else _View
+            kind = _Worded if takes_words(self.loaded.method) else _View
             self.views[key] = view = kind(self.loaded, self._seen(self.plane(key)), cache_key, self.cache)
             self.weight += view.weight
         return self.views[key]

@@ -1,5 +1,7 @@
 """prism-lite: any mask to start from, clicks of all turns, what clicks are worth, and that a bad start is mended."""
 
+from copy import copy
+
 import numpy as np
 import pytest
 import torch
@@ -101,12 +103,23 @@ def seeing() -> PrismLite:
 
 
 @torch.no_grad()
-def test_clicks_are_worth_something_and_a_bad_start_is_mended(seeing):
-    bad, good, blind = sessions(seeing, hole), sessions(seeing, moved), sessions(fitted(guided=False), hole)
-    assert bad[:, 5].mean() > bad[:, 0].mean() + 0.05 and bad[:, 5].mean() > blind[:, 5].mean(), (bad.mean(0), blind.mean(0))
-    assert good[:, 5].mean() > good[:, 0].mean()
+def test_clicks_are_heard_and_a_bad_start_is_mended(seeing):
+    bad, good = sessions(seeing, hole), sessions(seeing, moved)
+    assert bad[:, 5].mean() > bad[:, 0].mean() + 0.05 and good[:, 5].mean() > good[:, 0].mean(), (bad.mean(0), good.mean(0))
     gap = np.abs(good - bad).mean(0)
     assert gap[5] < 0.8 * gap[0], "the gap between a good and a bad start shrinks"
+    deaf = copy(seeing)
+    deaf.guided = False
+    rng, towards = np.random.default_rng(7), []
+    for _ in range(24):
+        image, truth = shell(rng)
+        begun = Begun(torch.from_numpy(image).float()[None, None] - 1, torch.zeros(1, 0, SIDE, SIDE, SIDE))
+        logits = SURE * (2 * torch.from_numpy(hole(truth)).float()[None, None] - 1)
+        for sign in (1, 0):
+            at = tuple(rng.permutation(np.argwhere(truth == sign))[0])
+            asked = [turn(at, signs=[sign], logits=logits)]
+            towards.append((2 * sign - 1) * float((seeing.reply(begun, asked) - deaf.reply(begun, asked))[0, 0][at]))
+    assert np.mean(towards) > 0.02, "where a click is, the answer moves to what it says"
 
 
 def turn(*points, signs=None, logits=None, masks=None) -> Turn:
