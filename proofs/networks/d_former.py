@@ -1,8 +1,7 @@
 """D-Former's claim: local and dilated windows by turns against local ones only, and against shifted ones, at the same parameters and cost.
 
 All arms are the same network, of three stages and patches of two voxels in the plane; only which tokens look at each other in every second
-block differs. In the torso a left kidney looks like a right one: telling them apart needs more than a neighbourhood.
-AdamW stands for the authors' SGD over 3000 epochs.
+block differs. AdamW stands for the authors' SGD over 3000 epochs.
 """
 
 from __future__ import annotations

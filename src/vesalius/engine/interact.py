@@ -270,9 +270,6 @@ class SequenceSession(Session):
 class TextSession(Session):
     """One image and what was said of it: an object is what the last ``Text`` about it means to a method that takes expressions."""
 
-    def __init__(self, method: ReferringSegmenter, case: Case, plan: Plan, *, seed: int = 0):
-        super().__init__(method, case, plan, seed=seed)
-
     def _after(self, objects: Mapping[str, Sequence[Prompt]]) -> dict[str, _State]:
         now = dict(self.states[self.at])
         for name, prompts in objects.items():

@@ -34,6 +34,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from ..core.errors import UsageError
 from .blocks.padding import check_multiple
 from .blocks.slices import thin_axis
+from .blocks.start import truncated_linear
 
 SECOND = {"alternating": "dilated", "local": "local", "shifted": "shifted"}  # scopes -> what every second block is
 
@@ -88,11 +89,7 @@ class DFormer(nn.Module):
         self.up = nn.ModuleList(stage(i) for i in coarser)
         final = (nn.LayerNorm(width), Expand(width, width, patch), nn.LayerNorm(width), nn.Linear(width, out_channels))
         self.heads = nn.ModuleList([*(Expand(dims[i], out_channels, patch, bias=True) for i in coarser[:-1]), nn.Sequential(*final)])
-        for m in self.modules():
-            if isinstance(m, nn.Linear):
-                nn.init.trunc_normal_(m.weight, std=0.02)
-                if m.bias is not None:
-                    nn.init.zeros_(m.bias)
+        self.apply(truncated_linear)
 
     @property
     def bottleneck(self) -> nn.Module:

@@ -23,8 +23,8 @@ the reference of training cases that have none, as the paper's own experiment do
 it, and prepared cases do not hold it. Validation cases keep theirs, so the best weights are chosen by full masks where there are any. A box
 is a loose hint for rings and thin curved objects: their inside looks like background. ``until`` ends after an earlier stage, which then has
 the whole budget. The contrast needs a long training: cosines do not see lengths, and the quickest way to make objects unlike background
-behind a LeakyReLU is to make their features short (a twentieth of the background's after a hundred steps), from where the logits, which see
-nothing but lengths, recover slowly. That is why it costs overlap below; where time is short, ``contrast=0``.
+behind a LeakyReLU is to make their features far shorter than the background's, from where logits, which live by lengths, recover slowly.
+That is why it costs overlap below; where time is short, ``contrast=0``.
 """
 
 from __future__ import annotations

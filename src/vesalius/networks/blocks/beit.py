@@ -19,6 +19,7 @@ from torch.nn.functional import gelu, interpolate, linear, scaled_dot_product_at
 from ...core.errors import DataError
 from .drop_path import kept
 from .pretrained import read_tensors
+from .start import truncated_linear
 
 
 class Beit(nn.Module):
@@ -48,11 +49,7 @@ class Beit(nn.Module):
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(dim, heads, self.grid, rates[i], layer_scale) for i in range(depth))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        for m in self.modules():
-            if isinstance(m, nn.Linear):
-                nn.init.trunc_normal_(m.weight, std=0.02)
-                if m.bias is not None:
-                    nn.init.zeros_(m.bias)
+        self.apply(truncated_linear)
         with torch.no_grad():
             for layer, block in enumerate(self.blocks, start=1):
                 block.attn.proj.weight /= math.sqrt(2 * layer)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from .drop_path import kept
+from .start import truncated_linear
 
 MULTIPLES, HEADS, RATIOS, REDUCTIONS = (1, 2, 5, 8), (1, 2, 5, 8), (8, 8, 4, 4), (8, 4, 2, 1)  # of the four stages, b0 to b5
 
@@ -115,9 +116,7 @@ def _as_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _init(m: nn.Module) -> None:
-    if isinstance(m, nn.Linear):
-        nn.init.trunc_normal_(m.weight, std=0.02)
-        nn.init.zeros_(m.bias)
-    elif isinstance(m, nn.Conv2d):
+    truncated_linear(m)
+    if isinstance(m, nn.Conv2d):
         nn.init.normal_(m.weight, 0, math.sqrt(2 * m.groups / (m.out_channels * m.kernel_size[0] * m.kernel_size[1])))
         nn.init.zeros_(m.bias)

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate, scaled_dot_product_attention, silu
 
 from ...core.errors import UsageError
 from .drop_path import kept
+from .start import truncated_linear
 
 
 class Transformer(nn.Module):
@@ -73,11 +74,7 @@ class EvaBlock(nn.Module):
         self.scale1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
         self.scale2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
         self.drop_path = drop_path
-        for m in self.modules():
-            if isinstance(m, nn.Linear):
-                nn.init.trunc_normal_(m.weight, std=0.02)
-                if m.bias is not None:
-                    nn.init.zeros_(m.bias)
+        self.apply(truncated_linear)
         with torch.no_grad():
             for end in (self.attention.out, self.mlp.out):
                 end.weight /= math.sqrt(2 * layer)
