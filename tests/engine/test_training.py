@@ -1,11 +1,13 @@
 """The loop: a killed and resumed training ends in the same weights; numbers that overflow are noticed; locks hold."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +55,32 @@ def test_resume_is_bit_equal(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "started"
     api.train("unet", DATA, tmp_path / "parts", resume=True, **small())
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize(
+    ("cost", "off", "chosen"),
+    [(0.6, 0.0, "bf16"), (0.95, 0.0, "32"), (0.6, 0.2, "32"), (0.6, math.nan, "32")],
+    ids=["faster", "hardly faster", "another loss", "overflows"],
+)
+def test_precision_is_chosen_by_a_check_that_other_work_on_the_machine_does_not_sway(tmp_path, monkeypatch, cost, off, chosen):
+    """The clock is a fake one: every step takes a tenth longer than the one before, and ``cost`` times that in bf16."""
+    clock, load, update = [0.0], [1.0], fit._update
+
+    def timed(fabric, *args):
+        terms, fine = update(fabric, *args)
+        half = fabric._precision.precision == "bf16-mixed"
+        clock[0] += load[0] * (cost if half else 1.0)
+        load[0] *= 1.1
+        return ({**terms, "loss": terms["loss"] * (1 + off)} if half else terms), fine
+
+    monkeypatch.setattr(fit, "_has_bf16", lambda device: True)
+    monkeypatch.setattr(fit, "_update", timed)
+    monkeypatch.setattr(fit, "time", SimpleNamespace(**{**vars(time), "perf_counter": lambda: clock[0]}))
+    settings = small()
+    settings["plan_overrides"]["precision"] = "auto"
+    api.train("unet", DATA, tmp_path / "run", **settings | {"iterations": 1})
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())["facts"]["budget.main"]
+    assert facts["precision"] == chosen, facts["why"]
 
 
 def test_workers_change_nothing(tmp_path):

@@ -440,32 +440,32 @@ def _calibrate(loop: _Loop, timed: bool) -> tuple[str, float, str]:
     tick = time.perf_counter()
     batches = [draws[i] for i in range(5)]
     load = (time.perf_counter() - tick) / 5
-    found: dict[str, tuple[float, list[float]]] = {}
+    copies = {}
     for precision in candidates:
         torch.manual_seed(run.seed)
         copied = _Loop(run, copy.deepcopy(method).to(run.device), [], [], "calibration", 1.0)
         copied.precision = precision
-        optimizers = copied.method.optimizers()
-        fabric, module = copied._lend()
-        seconds, losses = [], []
-        copied.method.train()
-        for i, batch in enumerate(batches):
+        copies[precision] = copied.method.train(), copied.method.optimizers(), *copied._lend()
+    seconds, losses = ({precision: [] for precision in candidates} for _ in range(2))
+    for i, batch in enumerate(batches):
+        for precision in candidates[:: -1 if i % 2 else 1]:  # in turns: other work on the machine slows both
+            copied, optimizers, fabric, module = copies[precision]
             _seed(_mix(run.seed, 99, i))
             tick = time.perf_counter()
-            terms, fine = _update(fabric, module, copied.method, optimizers, batch.to(run.device), Clock(i, 1000))
-            copied.method.after_step(Clock(i, 1000))
-            seconds.append(time.perf_counter() - tick)
-            losses.append(terms["loss"] if fine else math.nan)
-        found[precision] = (float(np.median(seconds[1:])), losses)
-    chosen, why = candidates[0], f"{found[candidates[0]][0]:.3f} s a step"
+            terms, fine = _update(fabric, module, copied, optimizers, batch.to(run.device), Clock(i, 1000))
+            copied.after_step(Clock(i, 1000))
+            seconds[precision].append(time.perf_counter() - tick)
+            losses[precision].append(terms["loss"] if fine else math.nan)
+    step = {precision: float(np.median(of[1:])) for precision, of in seconds.items()}
+    chosen, why = candidates[0], f"{step[candidates[0]]:.3f} s a step"
     if len(candidates) == 2:
-        (slow, reference), (fast, other) = found["32"], found["bf16"]
-        off = max(abs(a - b) / max(abs(a), 1e-6) for a, b in zip(reference, other, strict=True))
-        if math.isfinite(off) and off < 0.05 and fast * 1.15 < slow:
+        faster = float(np.median([slow / fast for slow, fast in zip(*seconds.values(), strict=True)][1:]))
+        off = max(abs(a - b) / max(abs(a), 1e-6) for a, b in zip(*losses.values(), strict=True))
+        if math.isfinite(off) and off < 0.05 and faster > 1.15:
             chosen = "bf16"
-        why = f"bf16 {slow / fast:.2f} times as fast as fp32, losses within {100 * off:.1f} %: {chosen} chosen"
+        why = f"bf16 {faster:.2f} times as fast as fp32, losses within {100 * off:.1f} %: {chosen} chosen"
     cores = max(1, run.plan.threads)
-    return chosen, found[chosen][0] + load / cores, why
+    return chosen, step[chosen] + load / cores, why
 
 
 def _has_bf16(device: str) -> bool:
