@@ -120,7 +120,7 @@ def packed(mask: np.ndarray) -> dict:
     """A bool mask (*spatial) as the box that holds it: ``low``, ``size`` and ``bits`` (base64 of gzipped packed bits, C order)."""
     box = bounding_box(mask) or (slice(0, 0),) * mask.ndim
     mask = mask[box]
-    bits = base64.b64encode(igzip.compress(np.packbits(np.ascontiguousarray(mask)).tobytes(), 1)).decode()
+    bits = base64.b64encode(igzip.compress(np.packbits(np.ascontiguousarray(mask)).tobytes(), 1, mtime=0)).decode()
     return {"low": [s.start for s in box], "size": list(mask.shape), "bits": bits}
 
 
