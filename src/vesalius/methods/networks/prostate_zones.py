@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from ...core.case import IGNORE, Batch, Case, Condition
 from ...core.errors import UsageError, nearest
+from ...core.geometry import coarsest
 from ...core.manifest import Manifest
 from ...core.method import Clock, Derived, Method, Run, Sampling, Stage, Stream
 from ...core.plan import Plan
@@ -99,7 +100,7 @@ class ProstateZones(Segmenter):
     def build(self, network: None = None) -> nn.ModuleList:
         p, size = self.plan, (self.in_channels, self.out_channels)
         levels = dict(features=p.features, strides=p.strides, kernels=p.kernels)
-        across = int(np.argmax(p.grid.spacing)) if p.grid.spacing else p.dims - 1
+        across = coarsest(p.grid.spacing) if p.grid.spacing else p.dims - 1
         planned = self.backbone == "planned"
         make = lambda: FeatureUNet(*size, spatial_dims=p.dims, **levels) if planned else ZoneUNet(*size, spatial_dims=p.dims, across=across)
         return nn.ModuleList(Branch(make(), p.dims, len(group) if self.auxiliary else 0) for group in self.groups)
