@@ -550,7 +550,7 @@ def audit(
 @app.command()
 def annotate(
     data: Annotated[list[str], typer.Argument(metavar="DATA|FILES...", help="A dataset, a folder of images, or image files.")],
-    model: Annotated[str | None, typer.Option(help="The model offered first: a run folder, or lite-medsam.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model offered first: a run folder, lite-medsam, or a SAM checkpoint.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8421,
     host: Annotated[str, typer.Option(help="Whom it listens to; 127.0.0.1: this machine alone.")] = "127.0.0.1",
     project: Annotated[Path | None, typer.Option(help="Where all is saved; default vesalius-project.")] = None,

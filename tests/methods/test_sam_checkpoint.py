@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
+from tests.networks import test_sam2 as two
 from tests.networks.test_sam_vit import TINY, as_transformers, tiny
 from vesalius.core.case import Case, Image
 from vesalius.core.errors import DataError, UsageError
@@ -32,17 +33,50 @@ CONFIG = {
         "output_channels": 32,
     },
 }
+CONFIG_2 = {
+    "model_type": "sam2_video",
+    "vision_config": {
+        "backbone_config": {
+            "embed_dim_per_stage": [8, 16, 32, 64],
+            "blocks_per_stage": [1, 2, 3, 1],
+            "num_attention_heads_per_stage": [1, 2, 4, 8],
+            "window_size_per_stage": [8, 4, 14, 7],
+            "global_attention_blocks": [4],
+        },
+        "fpn_hidden_size": 32,
+    },
+    "prompt_encoder_config": {"image_size": 128},
+}
 
 
 def plan() -> Plan:
     return Plan(dims=2, channels=("RGB",), in_channels=3, classes=("background", "lesion"))
 
 
+def saved(folder, config, tensors):
+    """A checkpoint as the library writes it."""
+    folder.mkdir(exist_ok=True)
+    save_file({k: v.clone() for k, v in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def of_sam(folder):
+    return saved(folder, CONFIG, as_transformers(tiny().state_dict()))
+
+
+def of_sam2(folder):
+    return saved(folder, CONFIG_2, two.as_transformers(two.tiny().state_dict()))
+
+
 @pytest.fixture
 def folder(tmp_path):
-    save_file({k: v.clone() for k, v in as_transformers(tiny().state_dict()).items()}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    return tmp_path
+    return of_sam(tmp_path / "sam")
+
+
+@pytest.fixture
+def folder_2(tmp_path):
+    return of_sam2(tmp_path / "sam2")
 
 
 @torch.no_grad()
@@ -64,9 +98,30 @@ def test_it_answers_as_the_network_it_was_saved_from(folder):
     assert method.decode((features, size), [click]).logits.shape == (1, 3, 48, 64), "one click leaves room for doubt"
 
 
-def test_the_protocol_asks_it_in_world_coordinates(folder):
+@torch.no_grad()
+def test_sam2_sees_the_image_stretched_to_a_square_and_so_its_prompts(folder_2):
+    method, net = SamCheckpoint(plan(), open_dataset("phantom:polyp"), checkpoint=str(folder_2)).eval(), two.tiny()
+    assert method.plan.grid.longest == 128
+    image = torch.rand(1, 3, 64, 128, generator=torch.Generator().manual_seed(0))
+    square = interpolate(image, (128, 128), mode="bilinear", align_corners=False)
+    maps = net.embed((square - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(SD).view(1, 3, 1, 1))
+    features, size = method.embed(image)
+    assert size == (64, 128) and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features, maps, strict=True))
+    none = torch.zeros(1, 0, 2), torch.zeros(1, 0, dtype=torch.long)
+    asked = Turn(Asked(*none, torch.tensor([[[4.0, 5.0], [30.0, 40.0]]])))
+    moved = Turn(Asked(*none, torch.tensor([[[8.5, 5.0], [60.5, 40.0]]])))  # row 4 of 64 has its centre at 4.5 of 64, 9 of 128
+    answer, own = method.decode((features, size), [asked]), net.decode(maps, [moved])
+    assert torch.allclose(answer.quality, own.quality, atol=1e-5) and answer.logits.shape == (1, 1, 64, 128)
+    square = interpolate(own.logits, (128, 128), mode="bilinear", align_corners=False)
+    assert torch.allclose(answer.logits, square.unflatten(2, (64, 2)).mean(3), atol=1e-4)
+    again = Turn(Asked(torch.tensor([[[20.0, 20.0]]]), torch.ones(1, 1, dtype=torch.long)), answer.logits)
+    assert method.decode((features, size), [asked, again]).logits.shape == (1, 1, 64, 128)
+
+
+@pytest.mark.parametrize("kind", ["folder", "folder_2"])
+def test_the_protocol_asks_it_in_world_coordinates(kind, request):
     manifest = open_dataset("phantom:polyp")
-    method = ZeroShot(plan(), manifest, checkpoint=str(folder))
+    method = ZeroShot(plan(), manifest, checkpoint=str(request.getfixturevalue(kind)))
     case = Case(
         "c", images={"RGB": Image(np.random.default_rng(0).integers(0, 255, (3, 90, 120)).astype(np.uint8), Geometry.of((90, 120), 0.5))}
     )
@@ -83,7 +138,7 @@ def test_what_is_no_such_checkpoint_is_said(folder, tmp_path_factory):
     (folder / "config.json").write_text(json.dumps({**CONFIG, "vision_config": {**CONFIG["vision_config"], "num_hidden_layers": 3}}))
     with pytest.raises(DataError, match="missing"):
         SamCheckpoint(plan(), manifest, checkpoint=str(folder))
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": "sam2"}))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": "sam_hq"}))
     with pytest.raises(DataError, match="no SAM model"):
         SamCheckpoint(plan(), manifest, checkpoint=str(folder))
     (folder / "config.json").write_text(json.dumps(CONFIG))

@@ -66,8 +66,8 @@ def project_of(folder, dims=3, count=2):
     return Project(folder / "project", manifest_of(files))
 
 
-def client_of(project, *, signed_in=True, most_body=2**22):
-    app = create_app(project, guard=Guard(TOKEN, most_body=most_body), models=Models(project, BUILT), page=project.folder / "no page")
+def client_of(project, *, signed_in=True, most_body=2**22, models=lambda project: Models(project, BUILT)):
+    app = create_app(project, guard=Guard(TOKEN, most_body=most_body), models=models(project), page=project.folder / "no page")
     headers = {"authorization": f"Bearer {TOKEN}"} if signed_in else {}
     return TestClient(app, base_url="http://127.0.0.1:8421", headers=headers, raise_server_exceptions=False)
 

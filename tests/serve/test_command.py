@@ -83,6 +83,14 @@ def test_what_cannot_be_is_said_before_a_project_is_made(tmp_path):
         checked_model(str(tmp_path / "runs" / "god-run"))
     with pytest.raises(RunError, match="cannot be read"):
         serve(files, project=project, port=0, model=str(tmp_path / "runs" / "good-run"))
+    with pytest.raises(UsageError, match="no such model; found nobody/nothing.*hub id needs a network"):
+        serve(files, project=project, port=0, model="nobody/nothing")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "sam_hq"}')
+    (other / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match="other/config.json: this is no SAM model; found sam_hq"):
+        serve(files, project=project, port=0, model=str(other))
     with pytest.raises(DataError, match="no such file"):
         serve([tmp_path / "none.png"], project=project, port=0)
     assert not project.exists()

@@ -9,11 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.methods.test_sam_checkpoint import of_sam, of_sam2
 from tests.serve.desk import PICTURE, VOLUME, client_of, project_of
 from vesalius import io
 from vesalius.core.case import Image
 from vesalius.core.errors import DataError, GeometryError
 from vesalius.core.geometry import Geometry
+from vesalius.serve.models import Models, checkpoint_of
 from vesalius.serve.sessions import MOST_IDLE, Embeddings, Plane, propagate
 from vesalius.serve.wire import packed, unpacked
 
@@ -103,6 +105,19 @@ def test_what_cannot_be_asked_leaves_the_session_as_it_was(client):
     assert client.post(f"/api/sessions/{session}/undo").status_code == 400
     assert client.post("/api/sessions", json={"case": "c1", "model": "none"}).status_code == 404
     assert client.post("/api/sessions", json={"case": "c7", "model": "ball"}).status_code == 404
+
+
+@pytest.mark.parametrize(("checkpoint", "dims"), [(of_sam, 2), (of_sam2, 2), (of_sam2, 3)])
+def test_a_sam_checkpoint_answers_on_pictures_and_on_slices(tmp_path, checkpoint, dims):
+    given = checkpoint_of(str(checkpoint(tmp_path / "my-sam")))
+    client = client_of(project_of(tmp_path, dims=dims), models=lambda project: Models(project, given=given, first=given.id))
+    assert client.get("/api/project").json()["models"][0]["title"] == "my-sam"
+    grid, where = (PICTURE, {}) if dims == 2 else (VOLUME, {"slice": {"axis": 2, "index": 3}})
+    low, high = (grid.to_world(np.array([at, at, 3][:dims], float)).tolist() for at in (3, 9))
+    answer = ask(client, session_of(client, given.id), {"kind": "box", "low": low, "high": high}, **where)
+    assert answer.status_code == 200, answer.text
+    mask = mask_of(answer.json(), grid.shape)
+    assert mask.any() and (dims == 2 or set(np.argwhere(mask)[:, 2]) == {3})
 
 
 def test_every_kind_of_prompt(client):

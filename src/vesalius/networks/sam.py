@@ -10,12 +10,14 @@ as everywhere here; the released order (x, y) is turned at the position encoding
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu, scaled_dot_product_attention
 
+from ..core.errors import DataError
 from ..core.prompt import Asked, Candidates, Turn
 from .blocks.conv import CONV, CONV_TRANSPOSE
 from .blocks.norm import ChannelNorm
@@ -138,8 +140,12 @@ class MaskDecoder(nn.Module):
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(len(prompts), -1, -1)
         tokens, seen = self.transformer(image, places, torch.cat([own, prompts], 1))
         fine = self.output_upscaling(seen.transpose(1, 2).reshape(image.shape))
-        classifiers = torch.stack([net(tokens[:, 1 + k]) for k, net in enumerate(self.output_hypernetworks_mlps)], 1)
-        return torch.einsum("bkc,bc...->bk...", classifiers, fine), self.iou_prediction_head(tokens[:, 0])
+        return self.classified(tokens[:, 1:], fine), self.iou_prediction_head(tokens[:, 0])
+
+    def classified(self, tokens: Tensor, fine: Tensor) -> Tensor:
+        """(B, masks or more, dim) tokens, (B, dim / 8, *4g) -> (B, masks, *4g): each mask token's own pixel classifier."""
+        classifiers = torch.stack([net(tokens[:, k]) for k, net in enumerate(self.output_hypernetworks_mlps)], 1)
+        return torch.einsum("bkc,bc...->bk...", classifiers, fine)
 
 
 class TwoWayTransformer(nn.Module):
@@ -206,3 +212,37 @@ class Perceptron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first, second, last = self.layers
         return last(relu(second(relu(first(x)))))
+
+
+_DECODER = (  # a name in a transformers checkpoint of any Segment Anything -> the released one
+    (r"mask_embed\.conv1", "mask_downscaling.0"),
+    (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
+    (r"mask_embed\.conv2", "mask_downscaling.3"),
+    (r"mask_embed\.layer_norm2", "mask_downscaling.4"),
+    (r"mask_embed\.conv3", "mask_downscaling.6"),
+    (r"\.point_embed\.", ".point_embeddings."),
+    (  # one tensor, saved under one of two names or both
+        r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding",
+        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
+    (r"upscale_conv1", "output_upscaling.0"),
+    (r"upscale_layer_norm", "output_upscaling.1"),
+    (r"upscale_conv2", "output_upscaling.3"),
+    (r"((?:hypernetworks_mlps\.\d+|prediction_head)\.)layers\.0", r"\1layers.1"),
+    (r"((?:hypernetworks_mlps\.\d+|prediction_head)\.)proj_in", r"\1layers.0"),
+    (r"((?:hypernetworks_mlps\.\d+|prediction_head)\.)proj_out", r"\1layers.2"),
+    (r"layer_norm", "norm"),
+)
+
+
+def renamed(found: Mapping[str, Tensor], encoder: Sequence[tuple[str, str]], must: str) -> dict[str, Tensor]:
+    """The tensors of a Segment Anything model of the transformers library by our names: the patterns of its image ``encoder`` first, then
+    those of what follows it. Raises DataError where ``must`` or the decoder is not among them."""
+    out = {}
+    for name, tensor in found.items():
+        for pattern, released in (*encoder, *_DECODER):
+            name = re.sub(pattern, released, name)
+        out[name] = tensor
+    if not {must, "mask_decoder.iou_token.weight"} <= set(out):
+        raise DataError("these are not the weights of a Segment Anything model", found=", ".join(sorted(found)[:3]))
+    return out

@@ -8,15 +8,14 @@ into these.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, pad, scaled_dot_product_attention
 
-from ..core.errors import DataError
 from .blocks.norm import ChannelNorm
+from .sam import renamed
 
 
 class SamViT(nn.Module):
@@ -105,7 +104,7 @@ def _apart(table: Tensor, n: int) -> Tensor:
     return table[place[:, None] - place[None] + n - 1]
 
 
-_RULES = (  # a name in a transformers checkpoint -> the released one
+_NAMES = (  # a name in a transformers checkpoint -> the released one
     (r"^vision_encoder\.", "image_encoder."),
     (r"^(image_encoder\.)layers\.", r"\1blocks."),
     (r"patch_embed\.projection", "patch_embed.proj"),
@@ -113,34 +112,10 @@ _RULES = (  # a name in a transformers checkpoint -> the released one
     (r"neck\.layer_norm1", "neck.1"),
     (r"neck\.conv2", "neck.2"),
     (r"neck\.layer_norm2", "neck.3"),
-    (r"mask_embed\.conv1", "mask_downscaling.0"),
-    (r"mask_embed\.layer_norm1", "mask_downscaling.1"),
-    (r"mask_embed\.conv2", "mask_downscaling.3"),
-    (r"mask_embed\.layer_norm2", "mask_downscaling.4"),
-    (r"mask_embed\.conv3", "mask_downscaling.6"),
-    (r"\.point_embed\.", ".point_embeddings."),
-    (  # one tensor, saved under one of two names or both
-        r"^(shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding",
-        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-    ),
-    (r"upscale_conv1", "output_upscaling.0"),
-    (r"upscale_layer_norm", "output_upscaling.1"),
-    (r"upscale_conv2", "output_upscaling.3"),
-    (r"((?:hypernetworks_mlps\.\d+|prediction_head)\.)layers\.0", r"\1layers.1"),
-    (r"((?:hypernetworks_mlps\.\d+|prediction_head)\.)proj_in", r"\1layers.0"),
-    (r"((?:hypernetworks_mlps\.\d+|prediction_head)\.)proj_out", r"\1layers.2"),
-    (r"layer_norm", "norm"),
 )
 
 
 def from_transformers(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a SAM model of the transformers library by the names of ``networks.sam.Sam`` around a ``SamViT``.
     Raises DataError for a checkpoint that is no SAM's."""
-    out = {}
-    for name, tensor in found.items():
-        for pattern, released in _RULES:
-            name = re.sub(pattern, released, name)
-        out[name] = tensor
-    if not {"image_encoder.pos_embed", "mask_decoder.iou_token.weight"} <= set(out):
-        raise DataError("these are not the weights of a Segment Anything model", found=", ".join(sorted(found)[:3]))
-    return out
+    return renamed(found, _NAMES, "image_encoder.pos_embed")

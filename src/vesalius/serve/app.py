@@ -39,7 +39,7 @@ from . import active, measure
 from .events import Hub
 from .export import check_format
 from .jobs import Job, Jobs, sentence
-from .models import Model, Models, add_model, checked_model
+from .models import Model, Models, add_model, checked_model, checkpoint_of
 from .monai_label import add_routes
 from .security import LOCAL, Gate, Guard, cookie_name, log, new_token
 from .sessions import Sessions, prompts_from, state_of
@@ -532,12 +532,13 @@ def serve(
 
     Prints the link with the token once; ``show``: in a browser too. ``port`` 0: any free one. Raises UsageError (model, host, port, another
     data's project), DataError (the data), RunError (another annotator holds the project), ResourceError (the folder cannot be written)."""
-    if model is not None:
+    given = checkpoint_of(model) if model is not None else None
+    if model is not None and given is None:
         checked_model(model)
     manifest, folder, hosts = manifest_of(data), Path(project or "vesalius-project"), _hosts(host)
     guard = Guard(new_token(), LOCAL | set(hosts))
     with _listening(host, port) as listener, _held(folder), closing(Project(folder, manifest)) as opened:
-        first = add_model(opened, model) if model is not None else ""
+        first = given.id if given else add_model(opened, model) if model is not None else ""
         shown = f"[{hosts[0]}]" if ":" in hosts[0] else hosts[0]
         link = f"http://{shown}:{listener.getsockname()[1]}/open?token={quote(guard.token, safe='')}"
         print(f"{manifest.name}: {len(manifest)} cases in the project {folder}. Open {link}", flush=True)
@@ -546,7 +547,7 @@ def serve(
         if not (page / "index.html").exists():
             print("note: the page is not built (REST and 3D Slicer's plugin work); build it: make setup", file=sys.stderr)
         limits = {"limit_concurrency": 128, "timeout_keep_alive": 10, "h11_max_incomplete_event_size": 65536}
-        app = create_app(opened, guard=guard, models=Models(opened, first=first), page=page)
+        app = create_app(opened, guard=guard, models=Models(opened, given=given, first=first), page=page)
         level = "error" if os.environ.get("VESALIUS_DEBUG") else "critical"
         config = uvicorn.Config(app, access_log=False, log_level=level, timeout_graceful_shutdown=3, **limits)
         with _shown(link, folder) if show else nullcontext(), suppress(KeyboardInterrupt):  # uvicorn hands it on when it has closed all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from ..engine import api
 from .store import Missing, Project
 
 ZERO_SHOT = ("lite-medsam",)
+OF_CHECKPOINTS = "sam4mis"  # the method that asks any SAM checkpoint
+ALLOWED = f"a run folder, {', '.join(ZERO_SHOT)}, or a SAM checkpoint of the transformers library (a folder or a hub id)"
 _HELD = 2
 _ALL = ("box", "lasso", "mask", "point", "scribble", "text")
 
@@ -27,13 +30,15 @@ _ALL = ("box", "lasso", "mask", "point", "scribble", "text")
 @dataclass(frozen=True)
 class Model:
     """``kinds``: the prompts it takes; none: it answers by itself. ``dims``: what it looks at; a 2D one sees volumes slice by slice.
-    ``carries``: it understands nothing but masks of some slices, which it carries to the others; ``listens``: nothing but words."""
+    ``carries``: it understands nothing but masks of some slices, which it carries to the others; ``listens``: nothing but words.
+    ``run``: the folder of a training; ``checkpoint``: a SAM checkpoint's folder or hub id; neither: the method that ``id`` names."""
 
     id: str
     title: str
     kinds: tuple[str, ...]
     dims: tuple[int, ...]
     run: Path | None = None
+    checkpoint: str = ""
 
     @property
     def carries(self) -> bool:
@@ -65,16 +70,18 @@ Build = Callable[[Case, int], Loaded]  # of a case, and the dimensions that are 
 
 
 class Models:
-    """``built``: further models by id, (what it is, how it is made); ``first``: the id that is listed first."""
+    """``built``: further models by id, (what it is, how it is made); ``given``: one more; ``first``: the id that is listed first."""
 
-    def __init__(self, project: Project, built: Mapping[str, tuple[Model, Build]] | None = None, first: str = ""):
-        self.project, self.built, self.first = project, dict(built or {}), first
+    def __init__(
+        self, project: Project, built: Mapping[str, tuple[Model, Build]] | None = None, *, given: Model | None = None, first: str = ""
+    ):
+        self.project, self.built, self.given, self.first = project, dict(built or {}), given, first
         self.held: OrderedDict[Any, Loaded] = OrderedDict()
         self.lock = threading.RLock()
 
     def list(self) -> list[Model]:
         """Those that can be used; a run whose folder is gone is left out."""
-        known = [m for m, _ in self.built.values()] + [_of_card(slug) for slug in ZERO_SHOT]
+        known = [m for m, _ in self.built.values()] + [_of_card(slug) for slug in ZERO_SHOT] + [self.given] * bool(self.given)
         for id, title, run in self.project.runs():
             try:
                 known.append(_of_run(id, title, run))
@@ -111,7 +118,7 @@ class Models:
         names, labels = tuple(case.images), dict(zip(self.project.names, self.project.values, strict=True))
         plan = Plan(dims, names, sum(len(i.data) for i in case.images.values()), self.project.names, precision="auto")
         manifest = Manifest(self.project.manifest.name, self.project.manifest.root, dims, names, labels, ())
-        method = catalog.build(model.id, plan, manifest)
+        method = _untrained(model, plan, manifest)
         return Loaded(method, method.plan, True)  # its own plan: the grid and intensities that its weights expect
 
 
@@ -142,6 +149,31 @@ def _record(run: Path) -> tuple[str, int]:
         raise RunError("the run cannot be read", where=run) from error
 
 
+def _untrained(model: Model, plan: Plan, manifest: Manifest) -> Method:
+    """Raises DataError and UsageError (weights)."""
+    if model.checkpoint:
+        return catalog.build(OF_CHECKPOINTS, plan, manifest, options={"checkpoint": model.checkpoint})
+    return catalog.build(model.id, plan, manifest)
+
+
+def checkpoint_of(model: str) -> Model | None:
+    """What ``--model`` names where that is a SAM checkpoint of the transformers library: its folder, or a hub id, 'owner/name', for which
+    nothing lies here. Raises DataError, UsageError (it cannot be read, or is another network's)."""
+    folder = Path(model)
+    hub = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not folder.parent.exists()
+    if not hub and not (folder / "config.json").exists():
+        return None
+    found = Model("sam-checkpoint", model if hub else folder.resolve().name, prompts_of(OF_CHECKPOINTS), (2,), checkpoint=model)
+    try:
+        _untrained(found, Plan(2, ("RGB",), 3, ("background", "object")), Manifest("none", Path(), 2, ("RGB",), {"object": 1}, ()))
+    except UsageError:
+        if not hub:
+            raise
+        fix = "a hub id needs a network, and 'pip install huggingface_hub'"
+        raise UsageError("no such model", where="--model", found=model, allowed=ALLOWED, fix=fix) from None
+    return found
+
+
 def checked_model(model: str) -> tuple[str, Path | None]:
     """What ``--model`` names: (slug, None) of a zero-shot method, (title, folder) of a run. Raises UsageError, RunError."""
     run = Path(model)
@@ -149,12 +181,11 @@ def checked_model(model: str) -> tuple[str, Path | None]:
         return model, None
     if (run / "run.json").exists():
         return f"{_record(run)[0]}, {run.resolve().name}", run
-    allowed = f"a run folder or {', '.join(ZERO_SHOT)}"
     if model in catalog.cards():
         fix = f"train it first: vesalius train {model} --data DATA --out runs/{model}, then --model runs/{model}"
-        raise UsageError("this method answers only after a training", where="--model", found=model, allowed=allowed, fix=fix)
+        raise UsageError("this method answers only after a training", where="--model", found=model, allowed=ALLOWED, fix=fix)
     beside = [str(p.parent) for p in run.parent.glob("*/run.json")] if run.parent.is_dir() else []
-    raise UsageError("no such model", where="--model", found=model, allowed=allowed, fix=nearest(model, [*ZERO_SHOT, *beside]))
+    raise UsageError("no such model", where="--model", found=model, allowed=ALLOWED, fix=nearest(model, [*ZERO_SHOT, *beside]))
 
 
 def add_model(project: Project, model: str) -> str:

@@ -10,7 +10,7 @@ convex ones do well) and the prompt (boxes before clicks before none), and that 
 choose:
 
 * The model is LiteMedSAM's (``part model=...``: any other of two dimensions). SAM itself at 1024 pixels is slow on a CPU and its weights
-  are not to be had here.
+  are not to be had here; ``checkpoint``, a folder or a hub id, brings it, or SAM 2.
 * Which of several masks counts: the one that the model itself thinks best, where a prompt is one click without a box; or, with '+pick'
   after any turn, the one that overlaps the reference most, an oracle's choice and so an upper bound, which no user can count on.
 * A volume is seen slice by slice, across its coarsest axis. A box in three dimensions is its own rectangle in every slice of it, and a
