@@ -54,7 +54,7 @@ def test_patches_hold_the_whole_cases_map():
             inside = ((index >= 0) & (index < label.shape)).all(-1)
             index = np.clip(index, 0, np.array(label.shape) - 1)
             expected = np.where(inside, whole[:, index[..., 0], index[..., 1]], -1)
-            assert np.allclose(batch.maps["certainty"][b].numpy() - 1, expected, atol=1e-5)
+            assert np.allclose(batch.maps["certainty"][b].numpy(), expected, atol=1e-5)
             assert np.array_equal(batch.label[b].numpy() == 1, expected[0] > 0)
             seen += (~inside).any() and (expected > 0).any()
     assert seen
@@ -118,9 +118,9 @@ def test_unknown_voxels_teach_nothing():
     batch = draws(net)[0]
     batch.labels["reference"][:, :16] = IGNORE
     first = net.losses(batch, Clock(0, 10))["segmentation"]
-    batch.maps["certainty"][:, :, :16] = 2 - batch.maps["certainty"][:, :, :16]
+    batch.maps["certainty"][:, :, :16] = -batch.maps["certainty"][:, :, :16]
     assert torch.isclose(first, net.losses(batch, Clock(0, 10))["segmentation"])
-    batch.maps["certainty"][:] = 2 - batch.maps["certainty"]
+    batch.maps["certainty"][:] = -batch.maps["certainty"]
     assert not torch.isclose(first, net.losses(batch, Clock(0, 10))["segmentation"])
 
 
@@ -133,7 +133,7 @@ def test_structures_may_overlap():
     net = method(PLAN.derive(patch=(8, 8)))
     case = Case("a", images={"image": Image(np.random.default_rng(0).normal(size=(1, 8, 9)).astype(np.float32), grid)})
     maps = net.targets(case.with_(labels={"reference": label}))["certainty"].data
-    assert ((maps > 1) == masks).all()
+    assert ((maps > 0) == masks).all()
     assert net.finish(torch.ones(2, 8, 9), case).decide(MANIFEST.names).label.data.shape == (8, 9)
     batch = draws(net)[0]
     batch.labels = {"reference": torch.stack([batch.label > 0, batch.label == 2], 1).long()}

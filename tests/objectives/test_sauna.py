@@ -88,10 +88,11 @@ def test_the_objective_is_least_at_the_target_and_ignores_what_nobody_drew():
     mask = vessels(1)
     case = Case("a", images={"RGB": Image(np.zeros((3, 40, 50), np.float32), grid)}, labels={"rater1": LabelMap(mask.astype(int), grid)})
     objective = SAUNA()
-    stored = objective.targets(case, mask[None])["certainty"].data
-    assert np.allclose(stored[0] - 1, certainty(mask, (1, 1))) and stored.min() >= 0  # 0, the fill, is sure background
+    derived = objective.targets(case, mask[None])["certainty"]
+    stored = derived.data
+    assert np.allclose(stored[0], certainty(mask, (1, 1))) and stored.min() >= derived.fill == -1  # the fill is sure background
     target = {"certainty": torch.from_numpy(stored)[None]}
-    best = torch.atanh((target["certainty"] - 1).clamp(-0.9999, 0.9999))
+    best = torch.atanh(target["certainty"].clamp(-0.9999, 0.9999))
     assert objective(best, target) < 0.01 < objective(0.5 * best, target) < objective(-best, target)
     weight = (torch.arange(50) < 25).float().expand(1, 40, 50)
     spoiled = torch.where(weight.unsqueeze(1) > 0, best, -best)

@@ -92,7 +92,7 @@ def test_outside_the_body_all_is_sure():
     case = Case("a", images={"FLAIR": Image(image, grid)}, labels={"reference": LabelMap(mask.astype(int), grid)})
     x, body = standardised(case)
     assert (body == (image != 0)).all() and abs(x[body].mean()) < 1e-5 and np.isclose(x[body].std(), 1, atol=1e-4)
-    y = SiNGR().targets(case, mask[None])["certainty"].data[0] - 1
+    y = SiNGR().targets(case, mask[None])["certainty"].data[0]
     assert np.allclose(y[:3], y[~mask].min()) and (case.images["FLAIR"].data == image).all()
 
 
@@ -108,11 +108,11 @@ def test_the_body_is_read_from_the_raw_image():
 
 def test_the_objective_is_least_at_the_target():
     mask = blob((20, 22), 5.0)
-    target = {"certainty": torch.from_numpy(1 + certainty(mask, noise(mask.shape), (1, 1)))[None, None]}
-    best = torch.atanh((target["certainty"] - 1).clamp(-0.9999, 0.9999))
+    target = {"certainty": torch.from_numpy(certainty(mask, noise(mask.shape), (1, 1)))[None, None]}
+    best = torch.atanh(target["certainty"].clamp(-0.9999, 0.9999))
     for objective in (SiNGR(), SiNGR(plain=True)):
         assert objective(best, target) < 1e-3 < objective(0.5 * best, target) < objective(-best, target)
-    assert torch.isclose(SiNGR(plain=True)(0 * best, target), (target["certainty"] - 1).abs().mean())
+    assert torch.isclose(SiNGR(plain=True)(0 * best, target), target["certainty"].abs().mean())
 
 
 def test_bad_options():

@@ -59,6 +59,19 @@ def test_no_strength_reads_the_plain_patch(d):
     assert np.array_equal(sample.patch["image"], padded[(slice(None), *(slice(a, a + n) for a, n in zip(low, sample.size, strict=True)))])
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_outside_the_case_each_map_holds_what_it_says(d):
+    sample = blob_sample(d, (10,) * d)
+    sample.maps, sample.outside = {"far": sample.image[:1], "near": sample.image[:1]}, {"far": -1.0}
+    sample.pose[:-1, -1] = -5
+    patch = render(sample).patch
+    inside = (slice(None), *(slice(5, None),) * d)
+    for name, fill in (("far", -1.0), ("near", 0.0)):
+        expected = np.full((1, *(10,) * d), fill, np.float32)
+        expected[inside] = sample.image[(slice(1), *(slice(5),) * d)]
+        assert np.array_equal(patch[f"map:{name}"], expected)
+
+
 @pytest.mark.parametrize("size", [(20, 20), (18, 20, 20)])
 def test_exact_poses_only_permute_voxels(size):
     d = len(size)

@@ -274,6 +274,7 @@ class Sample:
     pose: np.ndarray
     spacing: tuple[float, ...]
     maps: dict[str, np.ndarray] = field(default_factory=dict)
+    outside: Mapping[str, float] = field(default_factory=dict)  # what maps hold outside the case, 0 where nothing is said
     points: dict[str, np.ndarray] = field(default_factory=dict)
     table: Mapping[str, Any] = field(default_factory=dict)
     query: str = ""  # id of the expression this draw is about

@@ -30,7 +30,7 @@ from ..io.atomic import atomic_write_text
 from ..ops.components import bounding_box
 from .record import cache_root
 
-_VERSION = 2
+_VERSION = 3
 _OVERVIEW = 1024  # longest side (px) of what tells the intensities of an image larger than memory
 _LOCATIONS = 4000  # foreground voxels kept per class for oversampling
 

@@ -132,6 +132,7 @@ class Draws(Dataset):
             pose=pose_at(centre, self.size) if len(centre) else np.eye(1),
             spacing=case.geometry.spacing if case.geometry else (),
             maps=case.maps,
+            outside=case.facts["maps"],
             points=case.points(),
             table=case.facts["table"],
             query=query,

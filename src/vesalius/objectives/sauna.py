@@ -57,14 +57,14 @@ class SAUNA:
         return f"{self.thickness}"
 
     def targets(self, case: Case, masks: np.ndarray) -> Mapping[str, Derived]:
-        """'certainty' (K, *s) + 1, of masks (K, *s) bool: outside the case a map is read as 0, which then is sure background."""
+        """'certainty' (K, *s) of masks (K, *s) bool; outside the case is sure background."""
         maps = [certainty(m, case.geometry.spacing, thickness=self.thickness) for m in masks]
-        return {"certainty": Derived(1 + np.stack(maps))}
+        return {"certainty": Derived(np.stack(maps), fill=-1.0)}
 
     def __call__(
         self, logits: Tensor, target: Mapping[str, Tensor], *, weight: Tensor | None = None, ignore_index: int | None = None
     ) -> Tensor:
-        p, y = logits.float().tanh(), target["certainty"] - 1
+        p, y = logits.float().tanh(), target["certainty"]
         weight = None if weight is None else weight.unsqueeze(1)
         return focal_l1(p, y, weight=weight, **self.focal) + self.jaccard_weight * jaccard(p, y, form=self.form, weight=weight)
 

@@ -136,8 +136,8 @@ def render(sample: Sample, *, fill: float | Sequence[float] = 0.0, label_fill: i
     """Read ``sample`` where its pose and bend say; fills and returns it.
 
     ``patch``: 'image' (C, *size) float32, 'label:<name>' (*size) or overlapping (K, *size) integers, 'map:<name>' (K, *size) float32.
-    ``moved``: points (n, d) in patch voxels. Outside the case images hold ``fill`` (one value or one a channel), maps 0, labels
-    ``label_fill`` (0, or IGNORE).
+    ``moved``: points (n, d) in patch voxels. Outside the case images hold ``fill`` (one value or one a channel), maps their
+    ``outside``, labels ``label_fill`` (0, or IGNORE).
     """
     at = (sample.size, sample.pose, sample.bend)
     sample.patch = {"image": read_patch(sample.image, *at, fill=fill)}
@@ -146,7 +146,7 @@ def render(sample: Sample, *, fill: float | Sequence[float] = 0.0, label_fill: i
         read = read_patch(np.asarray(label) if many else np.asarray(label)[None], *at, order=0, fill=label_fill)
         sample.patch[f"label:{name}"] = read if many else read[0]
     for name, values in sample.maps.items():
-        sample.patch[f"map:{name}"] = read_patch(values, *at)
+        sample.patch[f"map:{name}"] = read_patch(values, *at, fill=sample.outside.get(name, 0.0))
     sample.moved = {name: move_points(xyz, sample.pose, sample.bend, size=sample.size) for name, xyz in sample.points.items()}
     return sample
 

@@ -43,7 +43,7 @@ def batch(plan: Plan = PLAN, unlabelled: bool = False, classes: int = 5) -> Batc
     rng = torch.Generator().manual_seed(1)
     size, zones = plan.patch, len(plan.classes) - 1
     label = torch.randint(0, classes, (2, *size), generator=rng)
-    maps = {DISTANCES: 2 * torch.rand(2, zones, *size, generator=rng)}
+    maps = {DISTANCES: 2 * torch.rand(2, zones, *size, generator=rng) - 1}
     out = Batch(torch.randn(2, plan.in_channels, *size, generator=rng), {"reference": label}, None, ["a", "b"], maps=maps)
     if unlabelled:
         out.streams = {"unlabelled": Batch(torch.randn(2, plan.in_channels, *size, generator=rng), {}, None, ["c", "d"])}
@@ -138,7 +138,7 @@ def test_other_zones_are_background_and_silence_stays_silence():
 def test_a_zone_that_is_nowhere_gives_no_nan():
     m, b = method(), batch()
     b.labels["reference"] = torch.zeros_like(b.label)
-    b.maps = {DISTANCES: torch.zeros_like(b.maps[DISTANCES])}
+    b.maps = {DISTANCES: -torch.ones_like(b.maps[DISTANCES])}
     for clock in (APART, TOGETHER):
         terms = m.losses(b, clock)
         assert all(torch.isfinite(v) for v in terms.values())
@@ -157,7 +157,7 @@ def test_distances_are_in_mm_positive_inside_and_cut():
 
 def test_the_second_task_compares_the_branchs_own_maps_where_somebody_spoke():
     m, b = method(), batch()
-    maps = b.maps[DISTANCES][:, 2:4] - 1  # DPU and AFS
+    maps = b.maps[DISTANCES][:, 2:4]  # DPU and AFS
     assert m.second_task(maps, b, (3, 4)) == 0 and m.second_task(maps, b, (1, 2)) > 0
     wrong = maps.clone()
     wrong[0, :, 0, 0, 0] += 1
@@ -306,10 +306,11 @@ def test_a_decathlon_prostate_folder_trains(tmp_path):
 def test_distances_lie_on_the_prepared_grid():
     m, data = method(), open_dataset("phantom:prostate-zones?cases=1,1,1")
     case = api.reader(data)(data.cases[0].id)
-    found = m.targets(case)[DISTANCES].data
-    assert found.shape == (4, *case.geometry.shape) and found.min() == 0 and found.max() < 2
+    derived = m.targets(case)[DISTANCES]
+    found = derived.data
+    assert found.shape == (4, *case.geometry.shape) and found.min() == derived.fill == -1 and found.max() < 1
     label = np.asarray(case.label.data)
-    assert all(((found[k - 1] > 1) == (label == k)).all() for k in range(1, 5)) and isinstance(case.geometry, Geometry)
+    assert all(((found[k - 1] > 0) == (label == k)).all() for k in range(1, 5)) and isinstance(case.geometry, Geometry)
 
 
 def test_the_proof_says_what_it_means():

@@ -111,13 +111,13 @@ class ProstateZones(Segmenter):
         return f"signed distances to {self.reach_mm} mm" if self.auxiliary else ""
 
     def targets(self, case: Case) -> Mapping[str, Derived]:
-        """Every zone's signed distance as a share of the reach, plus 1: outside the case a map is read as 0, far from every zone."""
+        """Every zone's signed distance as a share of the reach; outside the case is far from every zone."""
         if case.label is None or not self.auxiliary:
             return {}
         if case.label.overlapping:
             raise UsageError("zones do not overlap", where=f"case {case.id}", found="a map of its own for each structure")
         masks = np.asarray(case.label.data) == np.arange(1, self.out_channels).reshape(-1, *[1] * self.plan.dims)
-        return {DISTANCES: Derived(1 + signed_distances(masks, case.geometry.spacing, self.reach_mm))}
+        return {DISTANCES: Derived(signed_distances(masks, case.geometry.spacing, self.reach_mm), fill=-1.0)}
 
     def fit(self, train: Sequence[str], val: Sequence[str], run: Run) -> ProstateZones:
         self.unlabelled = any(not self.manifest[c].labels for c in train)
@@ -157,7 +157,7 @@ class ProstateZones(Segmenter):
 
     def second_task(self, maps: Tensor, batch: Batch, group: tuple[int, ...]) -> Tensor:
         """Mean absolute error (B, len(group), *s) where somebody spoke: of distances in -1..1, or of how near a border is, 0..1."""
-        distance = batch.maps[DISTANCES][:, [k - 1 for k in group]] - 1
+        distance = batch.maps[DISTANCES][:, [k - 1 for k in group]]
         target = distance if self.task == "distance" else 1 - distance.abs()
         known = (batch.label != IGNORE).unsqueeze(1)
         return ((maps.float() - target).abs() * known).sum() / (known.sum() * len(group)).clamp_min(1)
