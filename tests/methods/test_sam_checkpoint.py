@@ -118,6 +118,17 @@ def test_sam2_sees_the_image_stretched_to_a_square_and_so_its_prompts(folder_2):
     assert method.decode((features, size), [asked, again]).logits.shape == (1, 1, 64, 128)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["folder", "folder_2"])
+def test_bfloat16_embeds_nearly_the_same(kind, request, monkeypatch):
+    monkeypatch.setattr("vesalius.methods.sam2d.computes", lambda precision: True)
+    where, data = str(request.getfixturevalue(kind)), open_dataset("phantom:polyp")
+    image = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    exact, quick = (SamCheckpoint(plan().derive(precision=p), data, checkpoint=where).eval().embed(image)[0] for p in ("32", "auto"))
+    for a, b in zip(*((x,) if torch.is_tensor(x) else x for x in (exact, quick)), strict=True):
+        assert b.dtype == torch.float32 and not torch.equal(a, b) and (a - b).abs().max() < 0.1 * a.abs().max()
+
+
 @pytest.mark.parametrize("kind", ["folder", "folder_2"])
 def test_the_protocol_asks_it_in_world_coordinates(kind, request):
     manifest = open_dataset("phantom:polyp")

