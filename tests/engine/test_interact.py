@@ -268,7 +268,7 @@ class Copy(SequenceMethod):
     def memory(self):
         return None
 
-    def remember(self, frame, masks, memory, *, given):
+    def remember(self, frame, masks, memory, *, given, at):
         return masks
 
     def carry(self, frame, memory):

@@ -18,8 +18,8 @@ class Echo:
     def memory(self):
         return []
 
-    def remember(self, frame, masks, memory, *, given):
-        self.told.append((frame, given))
+    def remember(self, frame, masks, memory, *, given, at):
+        self.told.append((frame, given, at))
         return [*memory, masks]
 
     def carry(self, frame, memory):
@@ -33,7 +33,7 @@ class Nonlinear:
     def memory(self):
         return torch.zeros(2, 4, 4)
 
-    def remember(self, frame, masks, memory, *, given):
+    def remember(self, frame, masks, memory, *, given, at):
         return torch.tanh(memory + 0.3 * masks * frame)
 
     def carry(self, frame, memory):
@@ -58,9 +58,16 @@ def test_between_two_given_frames_both_walks_count_by_nearness():
 def test_every_walk_knows_all_given_frames_its_own_last_and_remembers_every_nth():
     echo = Echo()
     both_ways(echo, lambda t: t, 9, {1: masks(1.0), 7: masks(0.5)}, every=2)
-    given = [[f for f, g in echo.told if g][i : i + 2] for i in range(0, 8, 2)]
+    given = [[f for f, g, _ in echo.told if g][i : i + 2] for i in range(0, 8, 2)]
     assert given == [[7, 1], [7, 1], [1, 7], [1, 7]]
-    assert [f for f, g in echo.told if not g] == [3, 5, 5, 3], "the last frame of a walk (2 and 6 turned round) is remembered by nobody"
+    assert [f for f, g, _ in echo.told if not g] == [3, 5, 5, 3], "the last frame of a walk (2 and 6 turned round) is remembered by nobody"
+
+
+def test_places_are_told_along_the_walk():
+    echo = Echo()
+    both_ways(echo, lambda t: t, 9, {1: masks(1.0), 7: masks(0.5)}, every=2)
+    told = [(f, at) for f, _, at in echo.told]
+    assert told == [(7, 6), (1, 0), (3, 2), (5, 4), (7, -6), (1, 0), (1, -6), (7, 0), (1, 6), (7, 0), (5, 2), (3, 4)]
 
 
 @pytest.mark.parametrize("given", [(0,), (5,), (11,), (2, 7), (1, 5, 10)])

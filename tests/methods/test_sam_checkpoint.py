@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
 from tests.networks import test_sam2 as two
+from tests.networks import test_sam2_video as video
 from tests.networks.test_sam_vit import TINY, as_transformers, tiny
 from vesalius.core.case import Case, Image
 from vesalius.core.errors import DataError, UsageError
@@ -34,7 +35,7 @@ CONFIG = {
     },
 }
 CONFIG_2 = {
-    "model_type": "sam2_video",
+    "model_type": "sam2",
     "vision_config": {
         "backbone_config": {
             "embed_dim_per_stage": [8, 16, 32, 64],
@@ -66,7 +67,13 @@ def of_sam(folder):
 
 
 def of_sam2(folder):
-    return saved(folder, CONFIG_2, two.as_transformers(two.tiny().state_dict()))
+    return saved(folder, CONFIG_2, two.with_memory(two.as_transformers(two.tiny().state_dict())))
+
+
+def of_sam2_video(folder):
+    memory = {"memory_encoder_output_channels": 16, "num_maskmem": 3, "max_object_pointers_in_encoder": 3}
+    memory |= {"memory_attention_num_layers": 2, "memory_attention_feed_forward_hidden_size": 48}
+    return saved(folder, {**CONFIG_2, **memory, "model_type": "sam2_video"}, two.as_transformers(video.tiny().state_dict()))
 
 
 @pytest.fixture

@@ -31,8 +31,12 @@ ASKED = {
 
 
 def tiny() -> Sam2:
+    return waved(Sam2(**TINY))
+
+
+@torch.no_grad()
+def waved(net: Sam2) -> Sam2:
     """Weights that are the same everywhere: waves, about 1 where a layer norm multiplies."""
-    net = Sam2(**TINY)
     for i, (name, t) in enumerate(sorted(net.state_dict().items())):
         wave = torch.sin(torch.arange(t.numel(), dtype=torch.float64) * (0.37 + 0.011 * (i % 29)) + i).reshape(t.shape)
         scale = 2.0 * (t[0].numel() if t.ndim > 1 else 16) ** -0.5
@@ -46,7 +50,7 @@ def image() -> torch.Tensor:
 
 
 def as_transformers(state: dict) -> dict:
-    """The names that the library's own conversion gives, with what it holds beside: the position code twice, and parts for videos."""
+    """The names that the library's own conversion gives, with the position code twice."""
     plain = {
         "image_encoder.0": "vision_encoder.backbone",
         "image_encoder.1": "vision_encoder.neck",
@@ -69,13 +73,18 @@ def as_transformers(state: dict) -> dict:
     for name, tensor in state.items():
         for ours, theirs in plain.items():
             name = name.replace(ours, theirs)
-        if found := re.search(r"(mlps\.\d+|prediction_head)\.layers\.(\d)", name):
+        if found := re.search(r"(mlps\.\d+|prediction_head|score_head|pointer_proj)\.layers\.(\d)", name):
             name = name.replace(f".layers.{found[2]}", {"0": ".proj_in", "1": ".layers.0", "2": ".proj_out"}[found[2]])
         out[name] = tensor
     corners = [out.pop(f"prompt_encoder.point_embeddings.{k}.weight") for k in range(4)]
-    return out | {
-        "prompt_encoder.point_embed.weight": torch.cat(corners),
-        "shared_image_embedding.positional_embedding": out["prompt_encoder.shared_embedding.positional_embedding"],
+    out["prompt_encoder.point_embed.weight"] = torch.cat(corners)
+    out["shared_image_embedding.positional_embedding"] = out["prompt_encoder.shared_embedding.positional_embedding"]
+    return out
+
+
+def with_memory(state: dict) -> dict:
+    """With some of what a checkpoint for videos holds beside."""
+    return state | {
         "mask_decoder.pred_obj_score_head.proj_in.bias": torch.zeros(32),
         "memory_attention.layers.0.linear1.weight": torch.zeros(1),
         "no_object_pointer": torch.zeros(1),
@@ -84,7 +93,7 @@ def as_transformers(state: dict) -> dict:
 
 def test_a_transformers_checkpoint_has_our_names_and_numbers():
     state = tiny().state_dict()
-    back = from_transformers(as_transformers(state))
+    back = from_transformers(with_memory(as_transformers(state)))
     assert set(back) == set(state) and all(torch.equal(back[k], v) for k, v in state.items())
     with pytest.raises(DataError, match="not the weights"):
         from_transformers({"encoder.weight": torch.zeros(1)})

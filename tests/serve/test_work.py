@@ -14,6 +14,7 @@ import pytest
 from tests.engine.test_answers import LPS, series
 from tests.engine.test_interact import Copy
 from tests.io.test_dicom_seg import decoded
+from tests.methods.test_sam_checkpoint import of_sam2_video
 from tests.serve.desk import VOLUME, client_of, finished, project_of, put
 from tests.serve.test_store import block
 from vesalius import io
@@ -24,11 +25,12 @@ from vesalius.core.manifest import Manifest
 from vesalius.core.plan import Plan
 from vesalius.core.prediction import Prediction
 from vesalius.datasets import open_dataset, read_case
+from vesalius.methods.sam_video import SamVideo
 from vesalius.serve import measure, work
 from vesalius.serve.events import Hub
 from vesalius.serve.export import file_names, how_made, run_lengths
 from vesalius.serve.jobs import Cancelled, Job, Jobs, train_apart
-from vesalius.serve.models import Loaded, Model
+from vesalius.serve.models import Loaded, Model, Models, checkpoint_of
 from vesalius.serve.store import Entry, Project, Version, manifest_of
 
 
@@ -256,6 +258,21 @@ def test_a_model_with_a_memory_carries_masks_itself(client, monkeypatch):
     assert job["state"] == "done", job
     found = client.app.state.desk.project.mask("c1")
     assert np.array_equal(found[..., 2], mask[..., 2]) and (found.sum((0, 1)) > 0).sum() > 1
+
+
+def test_a_sam2_checkpoint_carries_masks_with_its_memory(tmp_path, monkeypatch):
+    given, used = checkpoint_of(str(of_sam2_video(tmp_path / "my-sam2"))), []
+    remember = SamVideo.remember
+    monkeypatch.setattr(SamVideo, "remember", lambda self, *a, **k: used.append(k["at"]) or remember(self, *a, **k))
+    client = client_of(project_of(tmp_path), models=lambda project: Models(project, given=given))
+    mask = np.zeros(VOLUME.shape, np.uint8)
+    mask[4:12, 4:12, 2] = 1
+    put(client, "c1", mask)
+    asked = {"object": "foreground", "from": 2, "axis": 2, "model": given.id}
+    job = finished(client, client.post("/api/cases/c1/propagate", json=asked))
+    assert job["state"] == "done", job
+    found = client.app.state.desk.project.mask("c1")
+    assert np.array_equal(found[..., 2], mask[..., 2]) and used == [0, 0], "one walk up and one down, from the drawn slice"
 
 
 def test_slices_between_drawn_ones_are_filled(client):

@@ -17,10 +17,11 @@ from ..core.errors import UsageError
 
 
 class Carrier(Protocol):
-    """``memory()``: an empty one; ``remember``: with masks (K, h, w) of a frame in it; ``carry``: (K, h, w) probabilities in a frame."""
+    """``memory()``: an empty one; ``remember``: with masks (K, h, w) of a frame in it, ``at`` so many frames ahead of where the walk
+    starts (below 0: behind it); ``carry``: (K, h, w) probabilities in the next frame of the walk."""
 
     def memory(self) -> Any: ...
-    def remember(self, frame: Any, masks: Tensor, memory: Any, *, given: bool) -> Any: ...
+    def remember(self, frame: Any, masks: Tensor, memory: Any, *, given: bool, at: int) -> Any: ...
     def carry(self, frame: Any, memory: Any) -> tuple[Tensor, Any]: ...
 
 
@@ -47,12 +48,12 @@ def _walk(carrier: Carrier, frame: Callable, walk: range, given: Mapping[int, Te
         return
     memory = carrier.memory()
     for t in [*sorted((t for t in given if t != start), reverse=way < 0), start]:  # where the walk starts comes last
-        memory = carrier.remember(frame(t), given[t], memory, given=True)
+        memory = carrier.remember(frame(t), given[t], memory, given=True, at=(t - start) * way)
     for n, t in enumerate(walk, 1):
         masks, memory = carrier.carry(frame(t), memory)
         yield t, masks
         if n % every == 0 and t != walk[-1]:
-            memory = carrier.remember(frame(t), masks, memory, given=False)
+            memory = carrier.remember(frame(t), masks, memory, given=False, at=n)
 
 
 def _blend(answers: list[tuple[float, Tensor]]) -> Tensor:

@@ -125,8 +125,9 @@ class SequenceMethod(PromptableMethod):
         """Of nothing yet."""
         raise NotImplementedError
 
-    def remember(self, frame: Any, masks: Tensor, memory: Any, *, given: bool) -> Any:
-        """The memory with masks (K, h, w) in [0, 1] of an embedded frame in it; ``given`` ones are a person's and stay."""
+    def remember(self, frame: Any, masks: Tensor, memory: Any, *, given: bool, at: int) -> Any:
+        """The memory with masks (K, h, w) in [0, 1] of an embedded frame in it; ``given`` ones are a person's and stay. ``at``: how many
+        frames ahead of where the walk starts."""
         raise NotImplementedError
 
     def carry(self, frame: Any, memory: Any) -> tuple[Tensor, Any]:

@@ -2,14 +2,14 @@
 hub id, on our own modules.
 
 A checkpoint is ``config.json`` and ``model.safetensors``; ``transformers`` itself is not needed, and nothing is unpickled. Kirillov et al.,
-Segment Anything, ICCV 2023, https://arxiv.org/abs/2304.02643; Ravi et al., SAM 2, https://arxiv.org/abs/2408.00714. Of SAM 2 the part for
-single images is taken, without the memory of earlier frames.
+Segment Anything, ICCV 2023, https://arxiv.org/abs/2304.02643; Ravi et al., SAM 2, https://arxiv.org/abs/2408.00714. What SAM 2's memory of
+other frames does is in ``methods.sam_video``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from ..core.manifest import Manifest
 from ..core.method import Method
 from ..core.plan import Plan
 from ..core.prompt import Candidates, Turn
-from ..networks import sam2, sam_vit
+from ..networks import sam2, sam2_video, sam_vit
 from ..networks.blocks.pretrained import read_tensors
 from ..networks.sam import Sam, together
 from ..networks.sam2 import Maps, Sam2
+from ..networks.sam2_video import Sam2Video
 from ..networks.sam_vit import SamViT
 from .sam2d import Sam2D, as_photograph
 
@@ -46,17 +47,21 @@ class SamCheckpoint(Sam2D):
         build, ours = KINDS[kind]
         network = build(facts)
         super().__init__(plan, manifest, parts=parts, pretrained=False, side=network.size[0])
-        self.network, self.stretched = network, build is not _sam
+        self.network, self.stretched = network, isinstance(network, Sam2)
         _fill(network, ours(read_tensors(weights)), weights)
 
     def embed(self, image: Tensor, condition: object = None) -> tuple[Tensor | Maps, tuple[int, ...]]:
         """As each was trained: SAM sees an image in the corner of a square, the rest of the mean colour, SAM 2 an image stretched to it."""
+        return self.mapped(image, self.network.embed), tuple(image.shape[2:])
+
+    def mapped(self, image: Tensor, look: Callable[[Tensor], Tensor | Maps]) -> Tensor | Maps:
+        """What ``look`` makes of the image as the network is to see it."""
         mean, sd = (image.new_tensor(x).view(1, 3, 1, 1) for x in (MEAN, SD))
         seen, (h, w) = (as_photograph(image) - mean) / sd, image.shape[2:]
-        seen = _resized(seen, self.side) if self.stretched else pad(seen, (0, self.side - w, 0, self.side - h))
+        seen = resized(seen, self.side) if self.stretched else pad(seen, (0, self.side - w, 0, self.side - h))
         with self.quickly(image):
-            features = self.network.embed(seen)
-        return tuple(f.float() for f in features) if self.stretched else features.float(), (h, w)
+            features = look(seen)
+        return features.float() if isinstance(features, Tensor) else tuple(f.float() for f in features)
 
     def decode(self, embedding: tuple[Tensor | Maps, tuple[int, ...]], history: Sequence[Turn]) -> Candidates:
         if not self.stretched:
@@ -70,10 +75,11 @@ class SamCheckpoint(Sam2D):
         given = together(history)
         doubt = given.points.shape[1] == 1 and given.boxes is None and given.masks is None
         answer = self.network.decode(features, history, several=doubt)
-        return Candidates(_resized(answer.logits, self.side), answer.quality)
+        return Candidates(resized(answer.logits, self.side), answer.quality)
 
 
-def _resized(image: Tensor, side: int) -> Tensor:
+def resized(image: Tensor, side: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, side, side)."""
     return interpolate(image, (side, side), mode="bilinear", align_corners=False)
 
 
@@ -86,9 +92,9 @@ def _stretched(turn: Turn, size: Sequence[int], side: int) -> Turn:
         asked,
         points=moved(asked.points),
         boxes=None if boxes is None else moved(boxes),
-        masks=None if masks is None else _resized(masks, side),
+        masks=None if masks is None else resized(masks, side),
     )
-    return Turn(asked, None if logits is None else _resized(logits, side))
+    return Turn(asked, None if logits is None else resized(logits, side))
 
 
 def _files(checkpoint: str) -> tuple[Path, Path]:
@@ -127,12 +133,31 @@ def _sam(config: Mapping[str, Any]) -> Sam:
 
 
 def _sam2(config: Mapping[str, Any]) -> Sam2:
+    return Sam2(**_image_facts(config))
+
+
+def _sam2_video(config: Mapping[str, Any]) -> Sam2Video:
+    return Sam2Video(
+        **_image_facts(config),
+        memory=config.get("memory_encoder_output_channels", 64),
+        frames=config.get("num_maskmem", 7),
+        pointers=config.get("max_object_pointers_in_encoder", 16),
+        layers=config.get("memory_attention_num_layers", 4),
+        hidden=config.get("memory_attention_feed_forward_hidden_size", 2048),
+        timed=config.get("enable_temporal_pos_encoding_for_object_pointers", True),
+        absence=config.get("enable_occlusion_spatial_embedding", True),
+        scale=config.get("sigmoid_scale_for_mem_enc", 20.0),
+        bias=config.get("sigmoid_bias_for_mem_enc", -10.0),
+    )
+
+
+def _image_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config leaves out is the tiny model's."""
     vision, prompts, masks = (config.get(f"{k}_config") or {} for k in ("vision", "prompt_encoder", "mask_decoder"))
     of = vision.get("backbone_config") or {}
     side = prompts.get("image_size", 1024)
     firm = masks.get("dynamic_multimask_stability_delta", 0.05), masks.get("dynamic_multimask_stability_thresh", 0.98)
-    return Sam2(
+    return dict(
         side=side if isinstance(side, int) else side[0],
         dim=vision.get("fpn_hidden_size", 256),
         joined=vision.get("fpn_top_down_levels") or (2, 3),
@@ -150,7 +175,7 @@ def _sam2(config: Mapping[str, Any]) -> Sam2:
 KINDS = {  # model_type -> the network of a config, and its tensors by our names
     "sam": (_sam, sam_vit.from_transformers),
     "sam2": (_sam2, sam2.from_transformers),
-    "sam2_video": (_sam2, sam2.from_transformers),
+    "sam2_video": (_sam2_video, sam2_video.from_transformers),
 }
 
 

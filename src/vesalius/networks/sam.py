@@ -228,9 +228,9 @@ _DECODER = (  # a name in a transformers checkpoint of any Segment Anything -> t
     (r"upscale_conv1", "output_upscaling.0"),
     (r"upscale_layer_norm", "output_upscaling.1"),
     (r"upscale_conv2", "output_upscaling.3"),
-    (r"((?:hypernetworks_mlps\.\d+|prediction_head)\.)layers\.0", r"\1layers.1"),
-    (r"((?:hypernetworks_mlps\.\d+|prediction_head)\.)proj_in", r"\1layers.0"),
-    (r"((?:hypernetworks_mlps\.\d+|prediction_head)\.)proj_out", r"\1layers.2"),
+    (r"((?:hypernetworks_mlps\.\d+|prediction_head|obj_score_head|object_pointer_proj)\.)layers\.0", r"\1layers.1"),
+    (r"((?:hypernetworks_mlps\.\d+|prediction_head|obj_score_head|object_pointer_proj)\.)proj_in", r"\1layers.0"),
+    (r"((?:hypernetworks_mlps\.\d+|prediction_head|obj_score_head|object_pointer_proj)\.)proj_out", r"\1layers.2"),
     (r"layer_norm", "norm"),
 )
 

@@ -43,25 +43,34 @@ class Sam2(Sam):
         self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, dim))
         self.firm = firm
 
-    def embed(self, image: Tensor) -> Maps:
-        """(B, 3, side, side) -> maps of dim / 8, dim / 4 and dim channels."""
+    def look(self, image: Tensor) -> Maps:
+        """(B, 3, side, side) -> maps of dim / 8, dim / 4 and dim channels, the last without a word on memory."""
         fine, middle, coarse = self.image_encoder(image)
-        return self.mask_decoder.conv_s0(fine), self.mask_decoder.conv_s1(middle), coarse + self.no_memory_embedding.view(1, -1, 1, 1)
+        return self.mask_decoder.conv_s0(fine), self.mask_decoder.conv_s1(middle), coarse
+
+    def embed(self, image: Tensor) -> Maps:
+        """``look``, of an image that nothing is remembered for."""
+        fine, middle, coarse = self.look(image)
+        return fine, middle, coarse + self.no_memory_embedding.view(1, -1, 1, 1)
 
     def decode(self, embedding: Maps, history: Sequence[Turn], *, several: bool = False) -> Candidates:
         """As SAM's."""
         asked = together(history)
         if asked.boxes is not None or not asked.points.shape[1]:  # one token that is no point, always (SAM has none beside a box)
             asked = _with_no_point(asked)
-        sparse, dense = self.prompt_encoder(asked)
-        fine, middle, coarse = (m if len(m) == len(sparse) else m.expand(len(sparse), *m.shape[1:]) for m in embedding)
-        masks, quality = self.mask_decoder(coarse + dense, self.prompt_encoder.places(), sparse, (fine, middle))
+        masks, quality, _ = self.answers(embedding, asked)
         if several:
             return Candidates(masks[:, 1:], quality[:, 1:])
         first, best = torch.zeros(len(masks), dtype=torch.long, device=masks.device), quality[:, 1:].argmax(1) + 1
         chosen = first if self.firm is None or self.training else torch.where(self._firm(masks[:, 0]), first, best)
         row = torch.arange(len(masks), device=masks.device)
         return Candidates(masks[row, chosen][:, None], quality[row, chosen][:, None])
+
+    def answers(self, maps: Maps, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+        """(logits (B, 4, side / 4, side / 4), quality (B, 4), tokens (B, 6, dim): whether it is there, how good, the four masks)."""
+        sparse, dense = self.prompt_encoder(asked)
+        fine, middle, coarse = (m if len(m) == len(sparse) else m.expand(len(sparse), *m.shape[1:]) for m in maps)
+        return self.mask_decoder(coarse + dense, self.prompt_encoder.places(), sparse, (fine, middle))
 
     def _firm(self, mask: Tensor) -> Tensor:
         margin, share = self.firm
@@ -84,14 +93,14 @@ class FineMaskDecoder(MaskDecoder):
         self.obj_score_token = nn.Embedding(1, dim)
         self.conv_s0, self.conv_s1 = nn.Conv2d(dim, dim // 8, 1), nn.Conv2d(dim, dim // 4, 1)
 
-    def forward(self, image: Tensor, places: Tensor, prompts: Tensor, details: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, places: Tensor, prompts: Tensor, details: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight]).expand(len(prompts), -1, -1)
         tokens, seen = self.transformer(image, places, torch.cat([own, prompts], 1))
         twice, norm, _, again, _ = self.output_upscaling
         fine, middle = details
         x = gelu(norm(twice(seen.transpose(1, 2).reshape(image.shape)) + middle))
         masks = self.classified(tokens[:, 2:], gelu(again(x) + fine))
-        return masks, self.iou_prediction_head(tokens[:, 1]).sigmoid()
+        return masks, self.iou_prediction_head(tokens[:, 1]).sigmoid(), tokens[:, : 2 + masks.shape[1]]
 
 
 _NAMES = (  # a name in a transformers checkpoint -> ours
@@ -110,8 +119,12 @@ _OF_VIDEOS = (
 def from_transformers(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a SAM 2 model of the transformers library by the names of ``Sam2``; what serves the memory of videos, and the score
     for whether the object is there, are left out. Raises DataError for a checkpoint that is no SAM 2's."""
-    used = {k: v for k, v in found.items() if not k.startswith(_OF_VIDEOS) and "pred_obj_score_head" not in k}
-    out = renamed(used, _NAMES, "image_encoder.0.pos_embed")
+    return named({k: v for k, v in found.items() if not k.startswith(_OF_VIDEOS) and "pred_obj_score_head" not in k})
+
+
+def named(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All of them."""
+    out = renamed(found, _NAMES, "image_encoder.0.pos_embed")
     for k, row in enumerate(out.pop("prompt_encoder.point_embeddings.weight", ())):
         out[f"prompt_encoder.point_embeddings.{k}.weight"] = row[None]
     return out

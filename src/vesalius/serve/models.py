@@ -76,7 +76,7 @@ class Models:
         self, project: Project, built: Mapping[str, tuple[Model, Build]] | None = None, *, given: Model | None = None, first: str = ""
     ):
         self.project, self.built, self.given, self.first = project, dict(built or {}), given, first
-        self.held: OrderedDict[Any, Loaded] = OrderedDict()
+        self.held: OrderedDict[Any, Loaded | None] = OrderedDict()
         self.lock = threading.RLock()
 
     def list(self) -> list[Model]:
@@ -99,11 +99,19 @@ class Models:
         """The model, ready for images like this case's. Raises Missing, RunError, or DataError and UsageError (weights)."""
         model = self.get(id)
         dims = case.geometry.ndim if case.geometry.ndim in model.dims else model.dims[0]
-        channels = tuple((n, 1 if case.lazy else len(i.data)) for n, i in case.images.items())
-        key = (id, dims, channels if model.run is None else ())
+        return self._held((id, dims, () if model.run else _channels(case)), lambda: self._load(model, case, dims))
+
+    def carrier(self, id: str, case: Case) -> Loaded | None:
+        """What carries masks from slice to slice of this volume with a memory, where the model has one. Raises as ``load``."""
+        model = self.get(id)
+        if model.carries:
+            return self.load(id, case)
+        return self._held((id, "carrier", _channels(case)), lambda: self._carrier(model, case)) if model.checkpoint else None
+
+    def _held(self, key: Any, make: Callable[[], Loaded | None]) -> Loaded | None:
         with self.lock:
             if key not in self.held:
-                self.held[key] = self._load(model, case, dims)
+                self.held[key] = make()
                 while len(self.held) > _HELD:
                     self.held.popitem(last=False)
             self.held.move_to_end(key)
@@ -115,11 +123,22 @@ class Models:
         if model.run is not None:
             trained = api.open_run(model.run)
             return Loaded(trained.method, trained.plan, False)
+        method = _untrained(model, *self._blank(case, dims))
+        return Loaded(method, method.plan, True)  # its own plan: the grid and intensities that its weights expect
+
+    def _carrier(self, model: Model, case: Case) -> Loaded | None:
+        carrier = getattr(_untrained(model, *self._blank(case, 3)), "carrier", None)
+        return carrier and Loaded(carrier, carrier.plan, True)
+
+    def _blank(self, case: Case, dims: int) -> tuple[Plan, Manifest]:
+        """A plan and a data set of this case's images and the project's labels."""
         names, labels = tuple(case.images), dict(zip(self.project.names, self.project.values, strict=True))
         plan = Plan(dims, names, sum(len(i.data) for i in case.images.values()), self.project.names, precision="auto")
-        manifest = Manifest(self.project.manifest.name, self.project.manifest.root, dims, names, labels, ())
-        method = _untrained(model, plan, manifest)
-        return Loaded(method, method.plan, True)  # its own plan: the grid and intensities that its weights expect
+        return plan, Manifest(self.project.manifest.name, self.project.manifest.root, dims, names, labels, ())
+
+
+def _channels(case: Case) -> tuple:
+    return tuple((n, 1 if case.lazy else len(i.data)) for n, i in case.images.items())
 
 
 def prompts_of(slug: str) -> tuple[str, ...]:

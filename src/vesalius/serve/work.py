@@ -69,11 +69,11 @@ class Desk:
             raise UsageError("there is no such slice", found=f"axis {axis}, slice {start}")
         value = self.value_of(object)
         mask = self.project.mask(case, version)
-        known, loaded = self.models.get(model), self.models.load(model, image)
-        if known.carries:
-            new = carry(loaded, image, mask == value, start, axis, job.say)
+        carrier = self.models.carrier(model, image)
+        if carrier is not None:
+            new = carry(carrier, image, mask == value, start, axis, job.say)
         else:
-            session = Prompted(secrets.token_hex(8), image, case, model, loaded, None, Embeddings(0))
+            session = Prompted(secrets.token_hex(8), image, case, model, self.models.load(model, image), None, Embeddings(0))
             new = propagate(session, mask == value, start, axis, job.say)
         out = np.where(new & (mask == 0), value, mask)
         parent = version or self.project.entry(case).head

@@ -198,7 +198,6 @@ def test_the_baseline_remembers_the_last_frame_alone():
     memory = net.memory()
     for t in (3, 7):
         with torch.no_grad():
-            memory = net.remember(
-                net.embed(torch.from_numpy(image[None, None, :, :, t]).float()), torch.ones(1, 24, 24), memory, given=True
-            )
+            frame = net.embed(torch.from_numpy(image[None, None, :, :, t]).float())
+            memory = net.remember(frame, torch.ones(1, 24, 24), memory, given=True, at=0)
     assert len(memory.bank) == 12 * 12

@@ -190,7 +190,7 @@ class IMOS(SequenceMethod):
             MemoryBank(top=self.top, least=max(1, self.working // 2), most=self.working, prototypes=self.prototypes, capacity=self.capacity)
         )
 
-    def remember(self, frame: Frame, masks: Tensor, memory: Memory, *, given: bool) -> Memory:
+    def remember(self, frame: Frame, masks: Tensor, memory: Memory, *, given: bool, at: int) -> Memory:
         before = self.network.blank(frame.look, len(masks)) if given or memory.sensory is None else memory.sensory
         value, sensory = self.network.write(frame.image, frame.look, before, pad_to_multiple(masks[None].float(), self.network.multiple))
         elements = frame.look.elements(value[0])

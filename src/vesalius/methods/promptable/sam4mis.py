@@ -44,9 +44,11 @@ from ...core.method import Method, Run
 from ...core.plan import Plan
 from ...core.prompt import Asked, Candidates, Turn
 from ...networks.sam import together
-from ..prompted import PromptableMethod
+from ...networks.sam2_video import Sam2Video
+from ..prompted import PromptableMethod, SequenceMethod
 from ..sam2d import Sam2D
 from ..sam_checkpoint import SamCheckpoint
+from ..sam_video import SamVideo
 
 MODES = ("everything", "1click", "1random", "3clicks", "5clicks", "10clicks", "box", "box5", "box10", "box20", "box+5clicks")
 SOFT_TISSUE = (-160.0, 240.0)  # HU: width 400, level 40
@@ -98,14 +100,22 @@ class ZeroShot(PromptableMethod):
 
     def derive(self, case: Case, rng: np.random.Generator, *, training: bool) -> Case:
         """A volume's grey values as numbers from 0 to 1."""
-        if self.plan.dims == 2:
-            return case
+        return case if self.plan.dims == 2 else self._shown(case)
+
+    def _shown(self, case: Case) -> Case:
         return case.with_(images={k: Image(self._window(np.asarray(v.data)), v.geometry, normalise=False) for k, v in case.images.items()})
 
     def _window(self, data: np.ndarray) -> np.ndarray:
         data = data.astype(np.float32)
         low, high = SOFT_TISSUE if self.computed else np.percentile(data, (0.5, 99.5))
         return np.clip((data - low) / max(float(high) - float(low), 1e-6), 0, 1)
+
+    @property
+    def carrier(self) -> SequenceMethod | None:
+        """What carries masks through a volume with the model's memory, where it has one (a SAM 2 checkpoint for videos)."""
+        if self.plan.dims != 3 or not isinstance(getattr(self.model, "network", None), Sam2Video):
+            return None
+        return SamVideo(self.plan, self.manifest, model=self.model, shown=self._shown).eval()
 
     def embed(self, image: Tensor, condition: object = None) -> Any:
         if self.plan.dims == 2:
