@@ -94,6 +94,12 @@ def as_photograph(image: Tensor) -> Tensor:
     return image if image.shape[1] == 3 else image[:, :1].expand(-1, 3, -1, -1)
 
 
+def upright(slices: Tensor) -> Tensor:
+    """(..., h, w) slices of a prepared volume (its axes run right, to the front, up) as people see them, and back: front or top up, right
+    left."""
+    return slices.transpose(-1, -2).flip(-1, -2)
+
+
 def _square(image: Tensor, side: int, fill: float) -> Tensor:
     return pad(image, (0, side - image.shape[-1], 0, side - image.shape[-2]), value=fill)
 

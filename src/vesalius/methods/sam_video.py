@@ -22,6 +22,7 @@ from ..core.plan import Plan
 from ..networks.sam2 import Maps
 from ..networks.sam2_video import Bank, Sam2Video
 from .prompted import SequenceMethod
+from .sam2d import upright
 from .sam_checkpoint import SamCheckpoint, resized
 
 
@@ -54,23 +55,18 @@ class SamVideo(SequenceMethod):
         return self.shown(case)
 
     def embed(self, image: Tensor, condition: object = None) -> Frame:
-        image = _upright(image)
+        image = upright(image)
         return Frame(self.model.mapped(image, self.model.network.look), tuple(image.shape[2:]))
 
     def memory(self) -> Memory:
         return Memory()
 
     def remember(self, frame: Frame, masks: Tensor, memory: Memory, *, given: bool, at: int) -> Memory:
-        kept = self.model.network.keep(frame.maps, resized(_upright(masks)[None].float(), self.model.side)[0])
+        kept = self.model.network.keep(frame.maps, resized(upright(masks)[None].float(), self.model.side)[0])
         return Memory(replace(memory.bank, given={**memory.bank.given, at: kept}), at)
 
     def carry(self, frame: Frame, memory: Memory) -> tuple[Tensor, Memory]:
         network, at = self.model.network, memory.at + 1
         logits, kept = network.track(frame.maps, memory.bank, at)
         p = interpolate(logits[None], frame.size, mode="bilinear", align_corners=False)[0].sigmoid()
-        return _upright(p), Memory(network.follow(memory.bank, kept, at), at)
-
-
-def _upright(slices: Tensor) -> Tensor:
-    """(..., h, w) slices of a prepared volume (right, front, top first) as people see them, and back: front or top up, right left."""
-    return slices.transpose(-1, -2).flip(-1, -2)
+        return upright(p), Memory(network.follow(memory.bank, kept, at), at)

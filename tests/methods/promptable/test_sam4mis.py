@@ -82,8 +82,18 @@ def test_a_box_in_three_dimensions_is_a_rectangle_in_each_of_its_slices(kind):
         for name, truth in structures(case, NAMES).items():
             found = np.asarray(answer.probability.data)[answer.names.index(name)] >= 0.5
             assert dsc(found, truth) > 0.9 and not found[:, [0, 1, 2, 9, 10]].any(), "no slice that the prompt does not hold"
-    assert set(method.model.seen) == {(1, 1, 32, 24)}, "slices as the model wants them"
+    assert set(method.model.seen) == {(1, 1, 24, 32)}, "slices as the model wants them"
     assert len(method.model.seen) == 2 * 6, "each slice once a session"
+
+
+@pytest.mark.parametrize(("kind", "columns"), [("ras", (17, 27)), ("lps", (5, 15))])
+def test_slices_are_seen_upright(kind, columns):
+    """Across the second axis: the first runs to the right (or left) and the last up, both two voxels a pixel; right is on the left."""
+    method, seen = zero_shot(), []
+    method.model.embed = lambda image: seen.append(image) or image
+    list(simulate(method, volume(kind), method.plan, "box"))
+    rows, cols = np.nonzero(seen[0][0, 0].numpy() > 0.5)
+    assert (rows.min(), rows.max() + 1) == (9, 20) and (cols.min(), cols.max() + 1) == columns
 
 
 def test_a_click_speaks_for_its_slice_alone():
@@ -99,17 +109,17 @@ def test_turns_are_told_slice_by_slice_in_the_models_own_pixels():
     method = zero_shot()
     frames = method.embed(torch.rand(1, 1, 64, 12, 48))
     told = []
-    method.model.decode = lambda embedding, history: told.append(history) or Candidates(torch.zeros(1, 1, 32, 24), torch.ones(1, 1))
+    method.model.decode = lambda embedding, history: told.append(history) or Candidates(torch.zeros(1, 1, 24, 32), torch.ones(1, 1))
     first = Turn(Asked(torch.tensor([[[20.0, 4.0, 10.0], [30.0, 7.2, 10.0]]]), torch.tensor([[1, 0]])))
     boxes = torch.tensor([[[9.5, 6.6, 9.5], [29.5, 7.4, 19.5]], [[1.5, 9.0, 1.5], [3.5, 9.0, 3.5]]])
     second = Turn(Asked(torch.zeros(1, 0, 3), torch.zeros(1, 0, dtype=torch.long), boxes), torch.randn(1, 1, 64, 12, 48))
     answer = method.decode(frames, [first, second])
     assert answer.logits.shape == (1, 1, 64, 12, 48) and sorted(frames.held) == [4, 7, 9]
     four, seven, nine = told
-    assert [t.prompts.signs.tolist() for t in four] == [[[1]]] and torch.allclose(four[0].prompts.points, torch.tensor([[[9.75, 4.75]]]))
-    assert len(seven) == 2 and seven[1].logits.shape == (1, 1, 32, 24) and seven[0].prompts.signs.tolist() == [[0]]
-    assert torch.allclose(seven[1].prompts.boxes, torch.tensor([[[4.5, 4.5], [14.5, 9.5]]]))
-    assert len(nine) == 1 and nine[0].logits is None and torch.allclose(nine[0].prompts.boxes[0, 0], torch.tensor([0.5, 0.5]))
+    assert [t.prompts.signs.tolist() for t in four] == [[[1]]] and torch.allclose(four[0].prompts.points, torch.tensor([[[18.25, 21.25]]]))
+    assert len(seven) == 2 and seven[1].logits.shape == (1, 1, 24, 32) and seven[0].prompts.signs.tolist() == [[0]]
+    assert torch.allclose(seven[1].prompts.boxes, torch.tensor([[[13.5, 16.5], [18.5, 26.5]]]))
+    assert len(nine) == 1 and nine[0].logits is None and torch.allclose(nine[0].prompts.boxes[0, 0], torch.tensor([21.5, 29.5]))
 
 
 def test_grey_values_are_windowed_by_modality():

@@ -13,9 +13,10 @@ choose:
   are not to be had here; ``checkpoint``, a folder or a hub id, brings it, or SAM 2.
 * Which of several masks counts: the one that the model itself thinks best, where a prompt is one click without a box; or, with '+pick'
   after any turn, the one that overlaps the reference most, an oracle's choice and so an upper bound, which no user can count on.
-* A volume is seen slice by slice, across its coarsest axis. A box in three dimensions is its own rectangle in every slice of it, and a
-  click speaks for its slice alone: nothing but the prompt says where the structure ends. The published protocol, a prompt in every slice
-  that shows the structure and in no other, tells the model just that; it is 'each-box' and 'each-1click'. Scores are of the whole volume.
+* A volume is seen slice by slice, across its coarsest axis, upright as radiologists see it (front or top up, right left). A box in three
+  dimensions is its own rectangle in every slice of it, and a click speaks for its slice alone: nothing but the prompt says where the
+  structure ends. The published protocol, a prompt in every slice that shows the structure and in no other, tells the model just that; it
+  is 'each-box' and 'each-1click'. Scores are of the whole volume.
 * Grey values as bytes: computed tomography from -160 to 240 HU, others between their 0.5 and 99.5 percentiles; photographs as they are.
 
 Key components: ``ops.prompts.user`` (the ways of asking), ``ops.proposals`` (the 'everything' mode), ``engine.interact.simulate``.
@@ -46,7 +47,7 @@ from ...core.prompt import Asked, Candidates, Turn
 from ...networks.sam import together
 from ...networks.sam2_video import Sam2Video
 from ..prompted import PromptableMethod, SequenceMethod
-from ..sam2d import Sam2D
+from ..sam2d import Sam2D, upright
 from ..sam_checkpoint import SamCheckpoint
 from ..sam_video import SamVideo
 
@@ -120,7 +121,7 @@ class ZeroShot(PromptableMethod):
     def embed(self, image: Tensor, condition: object = None) -> Any:
         if self.plan.dims == 2:
             return self.model.embed(image)
-        frames = image[0].movedim(self.axis + 1, 0)
+        frames = upright(image[0].movedim(self.axis + 1, 0))
         size = tuple(frames.shape[2:])
         seen = self.model.plan.grid.of(Geometry.of(size, 1.0)).shape
         return Slices(interpolate(frames, seen, mode="bilinear", align_corners=False, antialias=True), size)
@@ -131,7 +132,7 @@ class ZeroShot(PromptableMethod):
             return self.model.decode(embedding, history)
         size, seen = embedding.size, tuple(embedding.image.shape[2:])
         about = [_spoken_of(turn.prompts, self.axis) for turn in history]
-        out = embedding.image.new_full((len(embedding.image), *size), -SURE)
+        out = embedding.image.new_full((len(embedding.image), *reversed(size)), -SURE)
         for t in sorted(set().union(*about)):
             turns: list[Turn] = []
             for turn, slices in zip(history, about, strict=True):
@@ -139,7 +140,8 @@ class ZeroShot(PromptableMethod):
                     turns.append(_in_slice(turn, t, self.axis, size, seen, answered=bool(turns)))
             if t not in embedding.held:
                 embedding.held[t] = self.model.embed(embedding.image[t : t + 1])
-            out[t] = interpolate(self.model.reply(embedding.held[t], turns), size, mode="bilinear", align_corners=False)[0, 0]
+            answer = self.model.reply(embedding.held[t], turns)
+            out[t] = upright(interpolate(answer, size, mode="bilinear", align_corners=False)[0, 0])
         return Candidates(out.movedim(0, self.axis)[None, None], out.new_ones(1, 1))
 
 
@@ -166,22 +168,22 @@ def _spoken_of(asked: Asked, axis: int) -> set[int]:
 
 
 def _in_slice(turn: Turn, t: int, axis: int, size: tuple[int, int], seen: tuple[int, ...], *, answered: bool) -> Turn:
-    """A turn as it speaks of slice ``t`` of ``size`` pixels, which the model sees as ``seen``; the slice's answer only if it has been
-    given."""
-    asked, left = turn.prompts, [a for a in range(3) if a != axis]
-    scale = torch.tensor([b / a for a, b in zip(size, seen, strict=True)], device=asked.points.device)
+    """A turn as it speaks of slice ``t``, upright of ``size`` pixels, which the model sees as ``seen``; the slice's answer only if it has
+    been given."""
+    asked, (columns, rows) = turn.prompts, [a for a in range(3) if a != axis]
+    sides, sees = (torch.tensor(n, dtype=torch.float32, device=asked.points.device) for n in (size, seen))
 
     def moved(place: Tensor) -> Tensor:
-        return (place[..., left] + 0.5) * scale - 0.5
+        return (sides - 0.5 - place[..., [rows, columns]]) * sees / sides - 0.5
 
     def flat(volume: Tensor | None) -> Tensor | None:
-        return None if volume is None else interpolate(volume.select(axis + 2, t), seen, mode="bilinear", align_corners=False)
+        return None if volume is None else interpolate(upright(volume.select(axis + 2, t)), seen, mode="bilinear", align_corners=False)
 
     here = (asked.points[0, :, axis].round() == t) & (asked.signs[0] >= 0)
     boxes = None
     if asked.boxes is not None:
         covering = [b for b in asked.boxes if t in _spoken_of(Asked(asked.points[:, :0], asked.signs[:, :0], b[None]), axis)]
-        boxes = moved(covering[-1])[None] if covering else None
+        boxes = moved(covering[-1].flip(0))[None] if covering else None  # the high corner is the low one of the turned slice
     masks = asked.masks if asked.masks is not None and bool((asked.masks.select(axis + 2, t) >= 0.5).any()) else None
     logits = flat(turn.logits) if answered else None
     return Turn(Asked(moved(asked.points[:, here]), asked.signs[:, here], boxes, flat(masks)), logits)
