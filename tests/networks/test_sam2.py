@@ -1,10 +1,9 @@
 """SAM 2 on one image: the numbers that the transformers library gives for the same weights, and the names of its checkpoints."""
 
-import re
-
 import pytest
 import torch
 
+from tests.networks.test_sam_vit import in_the_library
 from vesalius.core.errors import DataError
 from vesalius.core.prompt import Asked, Turn
 from vesalius.networks.hiera import Block, Hiera
@@ -49,37 +48,20 @@ def image() -> torch.Tensor:
     return torch.sin(torch.arange(3 * 128 * 128, dtype=torch.float64) * 0.013).float().view(1, 3, 128, 128)
 
 
+ENCODER = {
+    "image_encoder.0": "vision_encoder.backbone",
+    "image_encoder.1": "vision_encoder.neck",
+    "patch_embed": "patch_embed.projection",
+    "mlp.lin1": "mlp.proj_in",
+    "mlp.lin2": "mlp.proj_out",
+    "out_proj": "o_proj",
+}
+
+
 def as_transformers(state: dict) -> dict:
-    """The names that the library's own conversion gives, with the position code twice."""
-    plain = {
-        "image_encoder.0": "vision_encoder.backbone",
-        "image_encoder.1": "vision_encoder.neck",
-        "patch_embed": "patch_embed.projection",
-        ".norm": ".layer_norm",
-        "mask_decoder.output_upscaling.0": "mask_decoder.upscale_conv1",
-        "mask_decoder.output_upscaling.1": "mask_decoder.upscale_layer_norm",
-        "mask_decoder.output_upscaling.3": "mask_decoder.upscale_conv2",
-        "mask_downscaling.0": "mask_embed.conv1",
-        "mask_downscaling.1": "mask_embed.layer_norm1",
-        "mask_downscaling.3": "mask_embed.conv2",
-        "mask_downscaling.4": "mask_embed.layer_norm2",
-        "mask_downscaling.6": "mask_embed.conv3",
-        "pe_layer.positional_encoding_gaussian_matrix": "shared_embedding.positional_embedding",
-        "mlp.lin1": "mlp.proj_in",
-        "mlp.lin2": "mlp.proj_out",
-        "out_proj": "o_proj",
-    }
-    out = {}
-    for name, tensor in state.items():
-        for ours, theirs in plain.items():
-            name = name.replace(ours, theirs)
-        if found := re.search(r"(mlps\.\d+|prediction_head|score_head|pointer_proj)\.layers\.(\d)", name):
-            name = name.replace(f".layers.{found[2]}", {"0": ".proj_in", "1": ".layers.0", "2": ".proj_out"}[found[2]])
-        out[name] = tensor
-    corners = [out.pop(f"prompt_encoder.point_embeddings.{k}.weight") for k in range(4)]
-    out["prompt_encoder.point_embed.weight"] = torch.cat(corners)
-    out["shared_image_embedding.positional_embedding"] = out["prompt_encoder.shared_embedding.positional_embedding"]
-    return out
+    out = in_the_library(state, ENCODER)
+    corners = [out.pop(f"prompt_encoder.point_embed.{k}.weight") for k in range(4)]
+    return out | {"prompt_encoder.point_embed.weight": torch.cat(corners)}
 
 
 def with_memory(state: dict) -> dict:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.networks.test_sam2 import TINY, as_transformers, waved
+from vesalius.networks.blocks.transformer import rotate
 from vesalius.networks.sam2_video import ABSENT, Bank, Sam2Video, from_transformers, turns
 
 SMALL = {**TINY, "memory": 16, "frames": 3, "pointers": 3, "layers": 2, "hidden": 48}
@@ -105,9 +106,8 @@ def test_what_is_too_long_ago_is_let_go():
 @torch.no_grad()
 def test_turns_are_those_of_the_row_and_the_column_alone():
     """The product of a turned query and a turned key depends on how far they are apart, not on where they are."""
-    turn, torch_q, torch_k = turns((5, 7), 16, torch.zeros(1)), torch.randn(16), torch.randn(16)
-    at = lambda r, c: turn[r * 7 + c]
-    turned = lambda x, t: torch.view_as_real(torch.view_as_complex(x.view(-1, 2)) * t).flatten()
-    product = lambda a, b: turned(torch_q, at(*a)) @ turned(torch_k, at(*b))
+    turn, q, k = turns((5, 7), 16, torch.zeros(1)), torch.randn(16), torch.randn(16)
+    at = lambda r, c: tuple(t[r * 7 + c] for t in turn)
+    product = lambda a, b: rotate(q, at(*a)) @ rotate(k, at(*b))
     assert torch.isclose(product((0, 1), (2, 4)), product((2, 3), (4, 6)), atol=1e-4)
     assert not torch.isclose(product((0, 1), (2, 4)), product((0, 1), (2, 5)), atol=1e-3)

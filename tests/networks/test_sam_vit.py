@@ -13,6 +13,17 @@ from vesalius.networks.sam_vit import Attention, Block, SamViT, from_transformer
 TINY = {"side": 64, "patch": 16, "dim": 32, "depth": 2, "heads": 2, "hidden": 48, "window": 3, "whole": (1,), "out": 32}
 
 
+ENCODER = {
+    "image_encoder": "vision_encoder",
+    "neck.0": "neck.conv1",
+    "neck.1": "neck.layer_norm1",
+    "neck.2": "neck.conv2",
+    "neck.3": "neck.layer_norm2",
+    "patch_embed.proj": "patch_embed.projection",
+    "blocks": "layers",
+}
+
+
 def tiny() -> Sam:
     torch.manual_seed(0)
     net = Sam(SamViT(**TINY), size=(64, 64), grid=(4, 4), dim=32)
@@ -22,7 +33,12 @@ def tiny() -> Sam:
 
 
 def as_transformers(state: dict) -> dict:
-    """The names that the library's own conversion gives, which adds the position code of the image once more."""
+    return in_the_library(state, ENCODER)
+
+
+def in_the_library(state: dict, encoder: dict) -> dict:
+    """The names that the library's own conversion gives, which adds the position code of the image once more; ``encoder``: parts of our
+    names and theirs for what is not the decoder's."""
     plain = {
         "mask_decoder.output_upscaling.0": "mask_decoder.upscale_conv1",
         "mask_decoder.output_upscaling.1": "mask_decoder.upscale_layer_norm",
@@ -34,20 +50,14 @@ def as_transformers(state: dict) -> dict:
         "mask_downscaling.6": "mask_embed.conv3",
         "point_embeddings": "point_embed",
         "pe_layer.positional_encoding_gaussian_matrix": "shared_embedding.positional_embedding",
-        "image_encoder": "vision_encoder",
-        "neck.0": "neck.conv1",
-        "neck.1": "neck.layer_norm1",
-        "neck.2": "neck.conv2",
-        "neck.3": "neck.layer_norm2",
-        "patch_embed.proj": "patch_embed.projection",
+        **encoder,
         ".norm": ".layer_norm",
-        "blocks": "layers",
     }
     out = {}
     for name, tensor in state.items():
         for ours, theirs in plain.items():
             name = name.replace(ours, theirs)
-        if found := re.search(r"(mlps\.\d+|prediction_head)\.layers\.(\d)", name):
+        if found := re.search(r"(mlps\.\d+|prediction_head|score_head|pointer_proj)\.layers\.(\d)", name):
             name = name.replace(f".layers.{found[2]}", {"0": ".proj_in", "1": ".layers.0", "2": ".proj_out"}[found[2]])
         out[name] = tensor
     return out | {"shared_image_embedding.positional_embedding": out["prompt_encoder.shared_embedding.positional_embedding"]}

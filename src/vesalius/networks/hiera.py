@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate, max_pool2d, pad, scaled_dot_product_attention
+from torch.nn.functional import gelu, interpolate, max_pool2d, scaled_dot_product_attention
+
+from .blocks.windows import through_windows
 
 
 class Hiera(nn.Module):
@@ -74,7 +76,7 @@ class Block(nn.Module):
         kept = x if self.proj is None else self.proj(inner)
         if self.pool:
             kept = _halved(kept)
-        x = kept + (self._windowed(inner) if self.window else self._attend(inner))
+        x = kept + (through_windows(inner, self.window, self._attend) if self.window else self._attend(inner))
         return x + self.mlp.lin2(gelu(self.mlp.lin1(self.norm2(x))))
 
     def _attend(self, x: Tensor) -> Tensor:
@@ -85,15 +87,6 @@ class Block(nn.Module):
             h, w = q.shape[1:3]
         q, k, v = (t.flatten(1, 2).unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         return self.attn.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h, w, -1))
-
-    def _windowed(self, x: Tensor) -> Tensor:
-        """Windows that reach over the edge see zeros there, as published."""
-        (b, h, w, c), s = x.shape, self.window
-        x = pad(x, (0, 0, 0, -w % s, 0, -h % s))
-        rows, columns = x.shape[1] // s, x.shape[2] // s
-        seen = self._attend(x.view(b, rows, s, columns, s, c).transpose(2, 3).reshape(-1, s, s, c))
-        s, h, w = (n // 2 if self.pool else n for n in (s, h, w))
-        return seen.view(b, rows, columns, s, s, -1).transpose(2, 3).reshape(b, rows * s, columns * s, -1)[:, :h, :w]
 
 
 def _halved(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn.functional import gelu, interpolate, relu, scaled_dot_product_atte
 
 from ..core.prompt import Asked
 from .blocks.norm import ChannelNorm
+from .blocks.transformer import coordinates, rotate, rotation
 from .sam import Perceptron
 from .sam2 import Maps, Sam2, named
 
@@ -132,23 +133,25 @@ class Sam2Video(Sam2):
         """(n, memory): how long ago, as sines."""
         if self.temporal_positional_encoding_projection_layer is None:
             return like.new_zeros(len(ages), self.memory_temporal_positional_encoding.shape[-1])
-        half = like.shape[-1] // 2
-        rate = 10000 ** (2 * (torch.arange(half, device=like.device) // 2) / half)
+        rate = _rates(like.shape[-1] // 2, like)
         phase = torch.tensor(ages, dtype=like.dtype, device=like.device)[:, None] / max(self.pointers - 1, 1) / rate
         return self.temporal_positional_encoding_projection_layer(torch.cat([phase.sin(), phase.cos()], -1))
 
 
 def waves(grid: tuple[int, int], channels: int, like: Tensor) -> Tensor:
     """(h w, channels): sines and cosines in turn of a row's and then a column's place, from 0 to 2 pi over the grid (DETR's code)."""
-    half = channels // 2
-    rate = 10000 ** (2 * (torch.arange(half, device=like.device) // 2) / half)
-    axes = []
+    rate, axes = _rates(channels // 2, like), []
     for n in grid:
         phase = torch.arange(1, n + 1, dtype=like.dtype, device=like.device)[:, None] / (n + 1e-6) * 2 * torch.pi / rate
         axes.append(torch.stack([phase[:, 0::2].sin(), phase[:, 1::2].cos()], -1).flatten(1))
     rows, columns = axes
     h, w = grid
     return torch.cat([rows[:, None].expand(h, w, -1), columns[None].expand(h, w, -1)], -1).flatten(0, 1)
+
+
+def _rates(count: int, like: Tensor) -> Tensor:
+    """(count,), in equal pairs from 1 to nearly 10000: what phases are divided by."""
+    return 10000 ** (2 * (torch.arange(count, device=like.device) // 2) / count)
 
 
 class MemoryAttention(nn.Module):
@@ -178,7 +181,7 @@ class MemoryLayer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
 
-    def forward(self, x: Tensor, memory: Tensor, codes: Tensor, turn: Tensor, pointing: int) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, codes: Tensor, turn: tuple[Tensor, Tensor], pointing: int) -> Tensor:
         own = self.norm1(x)
         x = x + self.self_attn(own, own, own, turn, 0)
         x = x + self.cross_attn_image(self.norm2(x), memory + codes, memory, turn, pointing)
@@ -193,25 +196,17 @@ class TurnedAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = nn.Linear(dim, dim), nn.Linear(inp, dim), nn.Linear(inp, dim)
         self.out_proj = nn.Linear(dim, dim)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, turn: Tensor, apart: int) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, turn: tuple[Tensor, Tensor], apart: int) -> Tensor:
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
         placed = k.shape[1] - apart
-        k = torch.cat([_turned(k[:, :placed], turn.repeat(placed // len(turn), 1)), k[:, placed:]], 1)
-        return self.out_proj(scaled_dot_product_attention(_turned(q, turn)[:, None], k[:, None], v[:, None])[:, 0])
+        again = tuple(t.repeat(placed // q.shape[1], 1) for t in turn)
+        k = torch.cat([rotate(k[:, :placed], again), k[:, placed:]], 1)
+        return self.out_proj(scaled_dot_product_attention(rotate(q, turn)[:, None], k[:, None], v[:, None])[:, 0])
 
 
-def turns(grid: tuple[int, int], channels: int, like: Tensor) -> Tensor:
-    """(h w, channels / 2) complex: the turn of each pair of channels, by the column in the first half and by the row in the second."""
-    rate = 10000 ** -(torch.arange(0, channels // 2, 2, device=like.device) / (channels // 2))
-    rows, columns = (torch.arange(n, device=like.device)[:, None] * rate for n in grid)
-    h, w = grid
-    angle = torch.cat([columns[None].expand(h, w, -1), rows[:, None].expand(h, w, -1)], -1).flatten(0, 1)
-    return torch.polar(torch.ones_like(angle), angle)
-
-
-def _turned(x: Tensor, turn: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
+def turns(grid: tuple[int, int], channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (h w, channels / 2): each pair of channels is turned by the column in the first half, by the row in the second."""
+    return rotation(coordinates(grid, grid, like.device).flip(-1), channels // 4)
 
 
 class MemoryEncoder(nn.Module):

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate, pad, scaled_dot_product_attention
+from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 
 from .blocks.norm import ChannelNorm
+from .blocks.windows import through_windows
 from .sam import renamed
 
 
@@ -65,16 +66,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.norm1(x)
-        x = x + (self.attn(inner) if self.whole else self._windowed(inner))
+        x = x + (self.attn(inner) if self.whole else through_windows(inner, self.size, self.attn))
         return x + self.mlp.lin2(gelu(self.mlp.lin1(self.norm2(x))))
-
-    def _windowed(self, x: Tensor) -> Tensor:
-        (b, h, w, c), s = x.shape, self.size
-        x = pad(x, (0, 0, 0, -w % s, 0, -h % s))
-        rows, columns = x.shape[1] // s, x.shape[2] // s
-        cut = x.view(b, rows, s, columns, s, c).transpose(2, 3).reshape(-1, s, s, c)
-        whole = self.attn(cut).view(b, rows, columns, s, s, c).transpose(2, 3).reshape(b, rows * s, columns * s, c)
-        return whole[:, :h, :w]
 
 
 class Attention(nn.Module):
