@@ -3,10 +3,11 @@
     .venv/bin/python bench/arena.py kvasir                  train what is missing, test, write bench/arenas/kvasir.json
     .venv/bin/python bench/arena.py kvasir --only pranet    train this one; nothing is written
     .venv/bin/python bench/arena.py --list                  the arenas and who competes in them
+    taskset -c 0 .venv/bin/python bench/arena.py kvasir     on one core, so that another arena may run on the next
 
-Alone on the machine: minutes are turned into steps by timing them. Finished trainings are kept in build/bench/arenas and not done again, so
-that an arena may be filled over several evenings; one of other minutes or another version of the data has a folder of its own. ``make
-docs`` writes docs/arenas/<name>.md from the results.
+Otherwise alone on the machine: minutes are turned into steps by timing them. Finished trainings are kept in build/bench/arenas and not done
+again, so that an arena may be filled over several evenings; one of other minutes, cores or another version of the data has a folder of its
+own. ``make docs`` writes docs/arenas/<name>.md from the results.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import table
 
 from vesalius import catalog
+from vesalius.core.machine import cores
 from vesalius.datasets import open_dataset
 from vesalius.engine import api
 from vesalius.engine.compare import compare
@@ -61,7 +63,7 @@ ARENAS = {
 
 def folder_of(name: str, arena: Arena, minutes: float) -> Path:
     manifest = open_dataset(DATA / arena.where)
-    key = hashlib.sha256(f"{manifest.digest()} {minutes} {arena.metrics}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(f"{manifest.digest()} {minutes} {cores()} {arena.metrics}".encode()).hexdigest()[:8]
     return WORK / f"{name}-{key}"
 
 
@@ -113,7 +115,7 @@ def record(name: str, arena: Arena, out: Path, methods: list[str], minutes: floa
         )
     patch = api.open_run(out / BASELINE / "seed_0").plan.patch
     facts = {"tau": ranked["tau"], "tests": ranked["patients"], "patch": list(patch), "seeds": seeds, "minutes": minutes}
-    command = f".venv/bin/python bench/arena.py {name}"
+    command = f"{'taskset -c 0 ' * (cores() == 1)}.venv/bin/python bench/arena.py {name}"
     return {**asdict(arena), **facts, "rows": rows, "command": command, "machine": table.machine(), "date": time.strftime("%Y-%m-%d")}
 
 

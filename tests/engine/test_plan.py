@@ -17,7 +17,7 @@ SIDE = 400
 
 @pytest.fixture
 def cores(monkeypatch):
-    monkeypatch.setattr(planning.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(planning, "cores", lambda: 2)
 
 
 def pictures(folder, label):

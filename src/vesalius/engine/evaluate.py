@@ -25,6 +25,7 @@ import numpy as np
 
 from ..core.case import Case, LabelMap
 from ..core.errors import DataError, GeometryError, ResourceError, UsageError, nearest
+from ..core.machine import cores
 from ..core.manifest import CaseRef, Manifest
 from ..core.prediction import Prediction, Score
 from ..datasets import open_dataset, read_case
@@ -520,9 +521,7 @@ def _on_reference(given: LabelMap, reference: LabelMap, path: Path) -> LabelMap:
 # ------------------------------------------------------------------------------------------------------------------------------- workers
 def _score_all(job: _Job, ids: Sequence[str], workers: int | None, each: Callable[[], None]) -> tuple[list[Score], list[Problem]]:
     if workers is None:
-        workers = (
-            min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8) if len(ids) >= FEW else 0
-        )
+        workers = min(cores(), 8) if len(ids) >= FEW else 0
     if workers < 0:
         raise UsageError("a number of worker processes", where="--workers", found=workers, allowed="0 or more")
     in_process = workers < 2 or job.manifest.built_in is not None  # phantoms are made, not read: they may not cross process borders

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..core.geometry import Grid
+from ..core.machine import cores
 from ..core.manifest import Manifest
 from ..core.plan import Fingerprint, Plan
 from ..ops.augment import PRESETS
@@ -26,7 +26,7 @@ def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", m
     smaller pictures. ``overrides`` replace fields of the result."""
     dims, reasons = manifest.dims, {}
     if not dims:
-        few = dict(workers=min(4, max(1, (os.cpu_count() or 2) - 1)), threads=os.cpu_count() or 2, precision="32")
+        few = dict(workers=min(4, max(1, cores() - 1)), threads=cores(), precision="32")
         return Plan(0, classes=(), batch=_TEXTS, iterations=_CPU[2][3], **few).derive(**overrides)
     gpu = device == "cuda" or (device == "auto" and _has_gpu())
     voxels, base, widest, iterations = (_GPU if gpu else _CPU)[dims]
@@ -82,8 +82,8 @@ def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", m
         mirror_pairs=tuple((index[a], index[b]) for a, b in manifest.mirror if a in index and b in index),
         augmentation=dict(PRESETS["full"]),
         precision="auto",
-        workers=min(4, max(1, (os.cpu_count() or 2) - 1)),
-        threads=os.cpu_count() or 2,
+        workers=min(4, max(1, cores() - 1)),
+        threads=cores(),
         reasons=reasons,
     )
     plan = plan.derive(**overrides)
@@ -96,7 +96,7 @@ def _side(facts: Fingerprint, longest: int, most: int, minutes: float | None) ->
     for that. Where it exceeds a patch, training sees parts of a picture."""
     limit, why = most, "so that a picture is a patch"
     if minutes is not None:
-        affordable = np.sqrt(minutes * (os.cpu_count() or 2) * _PIXELS / (_STEPS * 8))
+        affordable = np.sqrt(minutes * cores() * _PIXELS / (_STEPS * 8))
         limit = int(np.clip(32 * (affordable // 32), _SMALLEST, most))
         why = f"{minutes:g} minutes are for {_STEPS} steps of small pictures rather than fewer of large ones" if limit < most else why
     if longest <= limit:

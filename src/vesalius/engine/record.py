@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import __version__
 from ..core.errors import RunError
+from ..core.machine import cores
 from ..io.atomic import atomic_write_text
 
 RUN_VERSION = 1
@@ -38,7 +39,7 @@ def machine() -> dict[str, Any]:
 
     return {
         "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
     }
