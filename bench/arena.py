@@ -36,28 +36,30 @@ BASELINE, SEEDS = "unet", 3
 
 @dataclass(frozen=True)
 class Arena:
-    """``kind`` of card that competes; ``metrics``: the first one ranks; ``title`` says for whom the page is."""
+    """``kind`` of card that competes, and who ``beside``; ``metrics``: the first one ranks; ``title`` says for whom the page is."""
 
     title: str
     where: str
     kind: str
     minutes: float
     metrics: tuple[str, ...] = ("dsc", "hd95")
+    beside: tuple[str, ...] = ()
 
     def methods(self) -> list[str]:
-        """``unet`` and all others of its kind that need nothing but labels of such data."""
+        """``unet``, all of its kind that need nothing but labels of such data, and those beside them."""
         dims = open_dataset(DATA / self.where).dims
         fits = lambda c: c.kind == self.kind and dims in c.dims and c.supervision == "full" and set(c.learns) <= {"labels"}
-        return [BASELINE, *sorted(slug for slug, card in catalog.cards().items() if fits(card) and slug != BASELINE)]
+        return [BASELINE, *sorted(slug for slug, card in catalog.cards().items() if fits(card) and slug != BASELINE), *self.beside]
 
 
+VESSELS = ("dsc", "cldice", "betti0_error")
 ARENAS = {
     "kvasir": Arena("Networks on a polyp: Kvasir-SEG", "2d/kvasir_seg", "network", 2),
     "nuclei": Arena("Networks on nuclei: DSB 2018", "2d/dsb2018_nuclei", "network", 2),
     "hippocampus": Arena("Networks on a small 3D organ: MSD hippocampus", "3d/msd_hippocampus", "network", 3),
     "acdc": Arena("Networks on anisotropic volumes: ACDC", "3d/acdc_scribble", "network", 3),
-    "drive": Arena("Objectives on vessels: DRIVE", "2d/drive_vessels", "objective", 3, ("dsc", "cldice", "betti0_error")),
-    "chase": Arena("Objectives on vessels: CHASE_DB1", "2d/chase_db1", "objective", 3, ("dsc", "cldice", "betti0_error")),
+    "drive": Arena("Objectives, and a network made for vessels: DRIVE", "2d/drive_vessels", "objective", 3, VESSELS, ("scope",)),
+    "chase": Arena("Objectives, and a network made for vessels: CHASE_DB1", "2d/chase_db1", "objective", 3, VESSELS, ("scope",)),
 }
 
 
