@@ -30,6 +30,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     pages[readme] = between(readme.read_text(), "proof", proof_table("sdl-seg"))
     pages[readme] = between(pages[readme], "bench", bench_table())
+    pages[readme] = between(pages[readme], "arenas", arena_table(arenas))
     annotate = ROOT / "docs" / "annotate.md"
     pages[annotate] = between(annotate.read_text(), "loop", loop_table())
     if "--check" in sys.argv:
@@ -133,6 +134,20 @@ def bench_table() -> str:
         found = json.loads(path.read_text())
         for r in found if isinstance(found, list) else [found]:
             rows.append(f"| {r['what']} | {r['peer']} | {r['target']} | {r['ratio']:.2f}{' (not met)' if r.get('met') is False else ''} |")
+    return "\n".join(rows)
+
+
+def arena_table(arenas: dict[str, dict]) -> str:
+    """Of each arena its first three, beside the baseline."""
+    if not arenas:
+        return "Not measured yet: `bench/arena.py` has no result file."
+    rows = ["| on | try first | DSC, beside the baseline's |", "|---|---|---|"]
+    for name, found in arenas.items():
+        mean = lambda row, metric=found["metrics"][0]: number(row["scores"][metric]["mean"])
+        base, first = found["rows"][0], sorted(found["rows"], key=lambda r: r["place"])[:3]
+        best = ", ".join(f"`{r['method']}`" for r in first)
+        scores = f"{', '.join(map(mean, first))}; `{base['method']}` {mean(base)}"
+        rows.append(f"| [{found['title']}](docs/arenas/{name}.md) | {best} | {scores} |")
     return "\n".join(rows)
 
 

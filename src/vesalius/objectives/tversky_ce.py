@@ -1,8 +1,7 @@
 """Tversky loss plus binary cross-entropy over all classes, the hybrid loss of MPU-Net.
 
 T_c = TP / (TP + fp FP + fn FN + smooth) of every class, background included; L = 1 - mean T_c + w BCE, the BCE of each class against the
-rest. With fn above fp a miss weighs more than a false alarm. Yu et al., MPU-Net, 2023, https://arxiv.org/abs/2307.05799; index after Salehi
-et al. 2017 (doi:10.1007/978-3-319-67389-9_44).
+rest. With fn above fp a miss weighs more than a false alarm. Yu et al., MPU-Net, 2023, https://arxiv.org/abs/2307.05799.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from ..core.errors import UsageError
+from .tversky import tversky_index
 
 
 class TverskyCE:
@@ -37,16 +37,10 @@ class TverskyCE:
                 on = (target != ignore_index).unsqueeze(1).float()
             g = torch.zeros_like(p).scatter_(1, target.clamp_min(0).unsqueeze(1).long(), 1.0)
         on = on if weight is None else on * weight.unsqueeze(1)
-        loss = 1 - self.index(p, g, on).mean()
+        loss = 1 - tversky_index(p, g, fp=self.fp, fn=self.fn, smooth=self.smooth, weight=on, absent_is_right=False).mean()
         if not self.ce_weight:
             return loss
         if self.squashed:
             logp, p = torch.nn.functional.logsigmoid(p), p.sigmoid()
         ce = -(g * logp + (1 - g) * torch.log1p(-p.clamp(max=1 - 1e-6)))
         return loss + self.ce_weight * (ce.mean(1, keepdim=True) * on).sum() / on.sum().clamp_min(1e-8)
-
-    def index(self, p: Tensor, g: Tensor, on: Tensor) -> Tensor:
-        """(K,) Tversky indices of probabilities and truth (B, K, *s), voxels weighed by ``on`` (B, 1, *s)."""
-        axes = (0, *range(2, p.ndim))
-        hit, false, missed = ((x * on).sum(axes) for x in (p * g, p * (1 - g), (1 - p) * g))
-        return hit / (hit + self.fp * false + self.fn * missed + self.smooth).clamp_min(1e-8)
