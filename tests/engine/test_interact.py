@@ -328,7 +328,7 @@ def test_another_axis_can_be_asked_for_and_what_makes_no_sense_is_refused():
     one = SequenceSession(method, case, plan, axis=0)
     drawn = LabelMap((case.labels["reference"].data == 1).astype(np.uint8), case.geometry)
     found = mask_of(one.ask([Mask(drawn, "liver", frame=6)]), "liver")
-    assert one.frames and len(one.frames) == 24 and found[0, 5, 5] and not found[0, 5, 12]
+    assert len(one.frames.held) == 24 and found[0, 5, 5] and not found[0, 5, 12]
     for prompt, match in (
         (Point((0.0, 0.0, 0.0)), "does not understand"),
         (Mask(drawn, frame=24), "no slice"),

@@ -2,7 +2,6 @@
 
 import gzip
 import time
-from dataclasses import dataclass
 from importlib.util import find_spec
 
 import nibabel as nib
@@ -16,7 +15,7 @@ from vesalius.core.case import Image
 from vesalius.core.errors import DataError, GeometryError
 from vesalius.core.geometry import Geometry
 from vesalius.serve.models import Models, checkpoint_of
-from vesalius.serve.sessions import MOST_IDLE, Embeddings, Plane, propagate
+from vesalius.serve.sessions import MOST_IDLE, Plane, propagate
 from vesalius.serve.wire import packed, unpacked
 
 
@@ -192,20 +191,6 @@ def test_pictures_are_asked_in_row_and_column_mm(tmp_path):
     assert len(record["low"]) == 2 and np.abs(where.mean(0) - [12, 30]).max() < 0.5
 
 
-def test_the_cache_is_bounded_and_makes_again_what_it_forgot():
-    cache, made = Embeddings(250), []
-
-    def make(key):
-        made.append(key)
-        return np.zeros(100, np.uint8)
-
-    for key in (1, 2, 1, 3, 1, 2):
-        cache.get(key, lambda key=key: make(key))
-        assert cache.bytes <= 250
-    assert made == [1, 2, 3, 2]
-    assert cache.get(9, lambda: {"a": np.zeros(1000, np.uint8)}) and len(cache.held) == 1, "one that is too large alone stays alone"
-
-
 def test_old_sessions_end(client):
     sessions = client.app.state.desk.sessions
     sessions.most = 2
@@ -230,21 +215,6 @@ def test_sessions_are_bounded_in_bytes_and_in_time(client, monkeypatch):
     sessions.held[second].used -= MOST_IDLE + 1
     session_of(client)
     assert second not in sessions.held and third in sessions.held
-
-
-def test_embeddings_of_every_shape_are_counted():
-    @dataclass
-    class Looked:
-        image: np.ndarray
-        windows: dict
-
-    held = Looked(np.zeros(100, np.uint8), {})
-    cache = Embeddings(150)
-    cache.get("a", lambda: held)
-    held.windows["later"] = np.zeros(60, np.uint8)
-    assert cache.bytes == 160, "also what an embedding took in later"
-    cache.get("b", lambda: np.zeros(10, np.uint8))
-    assert list(cache.held) == ["b"]
 
 
 def test_a_mask_is_carried_through_the_slices_it_goes_on_in(client):

@@ -29,12 +29,13 @@ from ..methods.learned import ReferringSegmenter
 from ..methods.prompted import PromptableMethod, SequenceMethod, objects_of
 from ..ops import prompts as users
 from ..ops.proposals import proposals
+from .embeddings import Embeddings
 from .infer import infer
 from .prepare import prepare
 from .restore import restore
 
 SURE = 20.0  # logit of what a person drew
-_MOST_FRAMES = 64  # slices of a sequence that are kept embedded
+_MOST_FRAME_BYTES = 256 * 2**20  # of the slices of a sequence that are kept embedded
 _AT_ONCE = 16  # clicks of a grid that are answered in one batch
 
 
@@ -175,7 +176,7 @@ class SequenceSession(Session):
         if axis is not None:
             self.axis = axis
         self.along = int(self._turned[:, self.axis].argmax())
-        self.frames: dict[int, Any] = {}
+        self.frames = Embeddings(_MOST_FRAME_BYTES)
 
     @cached_property
     def _image(self) -> Tensor:
@@ -184,12 +185,8 @@ class SequenceSession(Session):
 
     def frame(self, t: int) -> Any:
         """What the method keeps of a slice of the prepared case; embedded at its first use, or again where there are too many to keep."""
-        if t not in self.frames:
-            while len(self.frames) >= _MOST_FRAMES:
-                self.frames.pop(next(iter(self.frames)))
-            with torch.no_grad():
-                self.frames[t] = self.method.embed(self._image[t : t + 1])
-        return self.frames[t]
+        with torch.no_grad():
+            return self.frames.get(t, lambda: self.method.embed(self._image[t : t + 1]))
 
     def _after(self, objects: Mapping[str, Sequence[Prompt]]) -> dict[str, _State]:
         now = dict(self.states[self.at])

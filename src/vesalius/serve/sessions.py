@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ..core.errors import DataError, GeometryError, UsageError
 from ..core.geometry import Geometry, coarsest
 from ..core.prediction import Prediction
 from ..core.prompt import Box, Lasso, Mask, Point, Prompt, Scribble, Text
+from ..engine.embeddings import Embeddings, nbytes
 from ..engine.interact import SequenceSession, Session, TextSession, takes_words
 from ..ops import prompts as users
 from .models import Loaded, Models
@@ -32,41 +33,8 @@ from .wire import packed, unpacked
 MOST_SESSIONS = 64
 MOST_SESSION_BYTES = 4 * 2**30  # of images, slices and answers that sessions hold
 MOST_IDLE = 8 * 3600.0  # seconds that an unused session is kept
-MOST_EMBEDDING_BYTES = 2 * 2**30
 MOST_VIEWS = 256  # slices that a session remembers the prompts of
 _MOST_POINTS, _MOST_PROMPTS, _MOST_LETTERS = 10_000, 256, 200
-
-
-class Embeddings:
-    """key -> embedding, at most ``most`` bytes of them when one is added (the newest always stays)."""
-
-    def __init__(self, most: int = MOST_EMBEDDING_BYTES):
-        self.most, self.held, self.lock = most, OrderedDict(), threading.RLock()
-
-    @property
-    def bytes(self) -> int:
-        return sum(map(_bytes, self.held.values()))
-
-    def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        with self.lock:
-            if key in self.held:
-                self.held.move_to_end(key)
-                return self.held[key]
-        value = make()  # outside the lock: others click meanwhile
-        with self.lock:
-            self.held[key] = value
-            while len(self.held) > 1 and self.bytes > self.most:
-                self.held.popitem(last=False)
-        return value
-
-
-def _bytes(value: Any) -> int:
-    if hasattr(value, "nbytes"):
-        return int(value.nbytes)
-    if is_dataclass(value):
-        value = vars(value)
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return sum(map(_bytes, items))
 
 
 class _View(Session):
@@ -78,7 +46,7 @@ class _View(Session):
     def __init__(self, loaded: Loaded, case: Case, key: Any, cache: Embeddings):
         super().__init__(loaded.method, case, loaded.plan)
         self.key, self.cache = key, cache
-        self.weight = sum(_bytes(i.data) for seen in (case, self.prepared) for i in seen.images.values())
+        self.weight = sum(nbytes(i.data) for seen in (case, self.prepared) for i in seen.images.values())
 
     @property
     def embedding(self) -> Any:
@@ -220,7 +188,7 @@ class Prompted:
             view = self.view(key)
             view.shown = object
             answer = view.ask([replace(p, object=object) for p in given])
-            self.weight += sum(_bytes(state.logits) for state in view.states[view.at].values())
+            self.weight += sum(nbytes(state.logits) for state in view.states[view.at].values())
             for other in {k for k in self.done[self.at :] if k != key}:
                 later = self.views[other]
                 later.states = later.states[: later.at + 1]
@@ -320,7 +288,7 @@ class Sessions:
     def bytes(self) -> int:
         """Of the images, each counted once, and of what sessions made of them."""
         cases = {id(s.case): s.case for s in self.held.values()}
-        return sum(_bytes(i.data) for case in cases.values() for i in case.images.values()) + sum(s.weight for s in self.held.values())
+        return sum(nbytes(i.data) for case in cases.values() for i in case.images.values()) + sum(s.weight for s in self.held.values())
 
     def _trim(self) -> None:
         """End the least recently used sessions that are too many, too old or too large together; the newest stays."""

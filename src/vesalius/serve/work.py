@@ -14,11 +14,12 @@ import numpy as np
 from .. import io
 from ..core.errors import DataError, UsageError
 from ..engine.doubt import doubt_of
+from ..engine.embeddings import Embeddings
 from ..engine.infer import infer
 from . import active, export
 from .jobs import Job, train_apart
 from .models import Models
-from .sessions import Embeddings, Prompted, Sessions, carry, propagate
+from .sessions import Prompted, Sessions, carry, propagate
 from .store import Conflict, Entry, Project, Version
 from .wire import encode
 
