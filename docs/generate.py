@@ -99,6 +99,9 @@ def proof_table(slug: str) -> str:
         if "arms" not in result:
             out += [f"{where}: {result['skipped']}.", ""]
             continue
+        own = {k: result.get(k, record[k]) for k in ("iterations", "date")}
+        if own != {k: record[k] for k in own}:
+            out += [f"{where}: {own['iterations']} iterations, {own['date']}.", ""]
         metrics = list(next(iter(result["arms"].values())))
         out += [f"| {where} | " + " | ".join(f"{LABELS.get(m, m)} | difference [95 % CI]" for m in metrics) + " |"]
         out += ["|---" * (1 + 2 * len(metrics)) + "|"]

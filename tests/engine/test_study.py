@@ -89,6 +89,18 @@ def test_a_data_set_asked_for_by_name_keeps_what_the_study_says_of_it(tmp_path):
     assert json.loads(run.read_text())["budget"]["iterations"] == 2
 
 
+def test_what_was_measured_on_other_data_stays_while_the_study_is_the_same(tmp_path):
+    first, second, expect = "phantom:shapes-2d?cases=8", "phantom:shapes-2d?cases=9", 'Expect("better", "dsc", "lower")'
+    root = checkout(tmp_path, MEASURED.replace("not/here", second), EXPECT=expect)
+    measured = lambda **how: set(prove("unet", root, tmp_path / "runs", **how)["results"])
+    assert measured(data=[first]) == {first}
+    assert measured(data=[second]) == {first, second}
+    assert measured(data=[second], seeds=2) == {second}, "the other has another number of seeds"
+    assert measured(data=[first], seeds=2) == {first, second}
+    checkout(tmp_path, MEASURED.replace("not/here", second).replace("0.9", "0.8"), EXPECT=expect)
+    assert measured(data=[second], seeds=2) == {second}, "the other was measured by another study"
+
+
 def test_a_method_without_a_proof_says_where_it_was_looked_for(tmp_path):
     with pytest.raises(UsageError, match=r"proofs/networks/unet\.py: unet has no proof here"):
         prove("unet", tmp_path, tmp_path / "runs")

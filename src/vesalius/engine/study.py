@@ -89,11 +89,17 @@ def prove(
 ) -> dict:
     """Run a proof and write ``proofs/results/<slug>.json``: per data set and arm the mean of each metric and the paired difference to the
     baseline with its 95 % interval over all (case, seed) pairs, resampled by patient; and whether the claim's direction held. ``data``:
-    only on these; what the study says of one of them (its iterations, its plan) holds for it."""
+    only on these; what the study says of one of them (its iterations, its plan) holds for it, and what was measured on others with as
+    many seeds stays in the file, as long as the study's own file is the same."""
     progress = progress or Progress(quiet=True)
-    path = find(slug, root)
+    path, target = find(slug, root), root / "proofs" / "results" / f"{slug}.json"
     study: Study = runpy.run_path(str(path))["study"]()
-    started, results, known = time.monotonic(), {}, {d.where: d for d in study.data}
+    source = hashlib.sha256(path.read_bytes()).hexdigest()
+    before = read_json(target) if data and target.exists() else {}
+    if (before.get("study"), before.get("seeds")) != (source, seeds or study.seeds):
+        before = {"results": {}, "seconds": 0}
+    started, today, known = time.monotonic(), time.strftime("%Y-%m-%d"), {d.where: d for d in study.data}
+    results = {where: result for where, result in before["results"].items() if "arms" in result}
     for part in [known.get(d, Data(d)) for d in data] or study.data:
         where = part.where
         if not where.startswith("phantom:") and not (root / where.partition("?")[0]).exists():
@@ -107,7 +113,7 @@ def prove(
             folder.mkdir(parents=True, exist_ok=True)
             rows = study.measure(study, manifest, folder, seeds=seeds or study.seeds, iterations=iterations, plan=plan, progress=progress)
             atomic_write_text(folder / "scores.csv", to_csv(rows))
-            results[where] = _summary(study, rows, metrics)
+            results[where] = {**_summary(study, rows, metrics), "iterations": iterations, "date": today}
             continue
         compare(
             study.arms,
@@ -124,22 +130,22 @@ def prove(
             title=f"{slug}: {study.claim}",
             progress=progress,
         )
-        results[where] = _summary(study, _rows(metrics, folder), metrics)
+        results[where] = {**_summary(study, _rows(metrics, folder), metrics), "iterations": iterations, "date": today}
     record = {
         "slug": slug,
+        "study": source,
         "claim": study.claim,
         "baseline": study.baseline,
         "seeds": seeds or study.seeds,
         "iterations": study.iterations,
         "results": results,
         "holds": {k: r.get("holds") for k, r in results.items()},
-        "seconds": round(time.monotonic() - started),
+        "seconds": before["seconds"] + round(time.monotonic() - started),
         "command": f"vesalius prove {slug}",
         "versions": versions(),
         "machine": machine(),
-        "date": time.strftime("%Y-%m-%d"),
+        "date": today,
     }
-    target = root / "proofs" / "results" / f"{slug}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_json(target, record)
     return record
