@@ -192,8 +192,7 @@ def _summary(study: Study, rows: list[dict], metrics: Sequence[str]) -> dict:
 
 def _names(arm: str, prompts: Sequence[str], shown: set[str]) -> list[str]:
     """What an arm is called in the rows: itself, or one name for each simulated user it was asked by."""
-    asked = [f"{arm}, {mode}" for mode in prompts]
-    return asked if asked and asked[0] in shown else [arm]
+    return [name for mode in prompts if (name := f"{arm}, {mode}") in shown] or [arm]
 
 
 def _difference(mine: dict, other: dict) -> dict | None:

