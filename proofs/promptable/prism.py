@@ -1,4 +1,7 @@
-"""What PRISM claims: turns better the mask, the corrective network more than the main one alone, and the predicted Dice tells the masks."""
+"""What PRISM claims: turns better the mask, the corrective network more than the main one alone, and the predicted Dice tells the masks.
+
+After eighty steps the network segments without a look at the clicks; some hundred more teach it what they mean.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ def study() -> Study:
             Arm("prism", "prism", small),
         ),
         data=(
-            Data("phantom:shapes-3d?cases=40", plan={"patch": (24, 24, 24)}),
+            Data("phantom:shapes-3d?cases=40", iterations=300, plan={"patch": (24, 24, 24)}),
             Data("../shared/data/3d/msd_hippocampus", plan={"patch": (24, 32, 24), "grid": Spacing(1.5, 1.5, 1.5)}),
         ),
         baseline="without refiner, 5clicks",
@@ -92,7 +95,7 @@ def study() -> Study:
         ),
         metrics=("dsc",),
         seeds=3,
-        iterations=80,
+        iterations=500,
         prompts=("1click", "3clicks", "5clicks"),
         plan={"batch": 2},
         measure=measure,
