@@ -3,8 +3,8 @@
 - docs/methods/<slug>.md and docs/methods/index.md from the cards, the home files' docstrings, the options and proofs/results/<slug>.json
 - the tables of README.md, between markers, from proofs/results and bench/results
 - docs/arenas/<name>.md from bench/arenas/<name>.json
-- the table of docs/annotate.md, from bench/results/loop.json
-- docs/img/phantoms.png, and docs/img/demo.png from the runs of ``make demo``
+- the tables of docs/annotate.md, from bench/results/loop.json and promptable.json
+- docs/img/phantoms.png, docs/img/prompts.png from promptable.json, and docs/img/demo.png from the runs of ``make demo``
 
 ``python docs/generate.py --check`` exits 1 when a page is not what it would be (a test runs it).
 """
@@ -33,6 +33,7 @@ def main() -> None:
     pages[readme] = between(pages[readme], "arenas", arena_table(arenas))
     annotate = ROOT / "docs" / "annotate.md"
     pages[annotate] = between(annotate.read_text(), "loop", loop_table())
+    pages[annotate] = between(pages[annotate], "prompts", prompts_text())
     if "--check" in sys.argv:
         stale = [str(p.relative_to(ROOT)) for p, text in pages.items() if not p.exists() or p.read_text() != text]
         if stale:
@@ -196,6 +197,49 @@ def _sure(v: dict) -> str:
     return f"**{text}**" if v["difference_low"] is not None and v["difference_low"] * v["difference_high"] > 0 else text
 
 
+def prompts_text() -> str:
+    """What ``bench/promptable.py`` measured of boxes and clicks, in words and as a figure."""
+    curves = prompts_curves()
+    if not curves:
+        return "Not measured yet: `bench/promptable.py` has no result file."
+    lines = ["![DSC against how far the sides of a box are off, before and after two clicks](img/prompts.png)", ""]
+    path = ROOT / "bench" / "results" / "promptable.json"
+    return "\n".join([*lines, *(f"- {r['what']}; {r['peer']}." for r in json.loads(path.read_text()) if "DSC" in r["what"])])
+
+
+def prompts_curves() -> dict:
+    """{method: {set: {percent that a box's sides are off at most: [DSC after 0, 1, 2 clicks]}}}."""
+    path = ROOT / "bench" / "results" / "promptable.json"
+    found = json.loads(path.read_text()) if path.exists() else []
+    return next((r["details"]["dsc_by_method_set_jitter_clicks"] for r in found if "DSC" in r["what"]), {})
+
+
+def prompts_picture(curves: dict) -> bytes:
+    """A panel a set: DSC against the error of a box, of each method, of the box alone and after the last click."""
+    from io import BytesIO
+
+    from matplotlib.figure import Figure
+
+    sets = list(next(iter(curves.values())))
+    figure = Figure(figsize=(3.1 * len(sets), 3.0), layout="constrained")
+    axes = figure.subplots(1, len(sets), sharey=True)
+    for axis, name in zip(axes, sets, strict=True):
+        for (method, by_set), colour in zip(curves.items(), ("tab:blue", "tab:orange"), strict=True):
+            off = [int(j) for j in by_set[name]]
+            for clicks, line in ((0, "-"), (-1, "--")):
+                told = f"{method}, box" + (" and 2 clicks" if clicks else "")
+                axis.plot(off, [by_set[name][str(j)][clicks] for j in off], line, color=colour, marker="o", markersize=3, label=told)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("sides of the box off by up to, %")
+        axis.set_xticks(off)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("DSC")
+    axes[0].legend(fontsize=7, loc="lower left")
+    out = BytesIO()
+    figure.savefig(out, format="png", dpi=110)
+    return out.getvalue()
+
+
 def loop_table() -> str:
     """Round by round what ``bench/loop.py`` measured."""
     path = ROOT / "bench" / "results" / "loop.json"
@@ -223,6 +267,8 @@ def pictures() -> None:
     from vesalius.datasets.phantoms.gallery import gallery
 
     gallery(ROOT / "docs" / "img" / "phantoms.png")
+    if curves := prompts_curves():
+        (ROOT / "docs" / "img" / "prompts.png").write_bytes(prompts_picture(curves))
     demo = ROOT / "runs" / "demo"
     if (demo / "sdl-seg" / "seed_0" / "predictions").is_dir():
         (ROOT / "docs" / "img" / "demo.png").write_bytes(demo_picture(demo))
