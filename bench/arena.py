@@ -84,7 +84,7 @@ def giga_flops(folder: Path) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     trained = api.open_run(folder)
-    method, plan = trained.method.eval(), trained.method.plan
+    method, plan = trained.method.eval().requires_grad_(False), trained.method.plan  # the counter cannot follow parameters given to modules
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         method(torch.zeros(1, plan.in_channels, *plan.patch))
     return counter.get_total_flops() / 1e9

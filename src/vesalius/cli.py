@@ -577,7 +577,9 @@ def prove(
     slug: str,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the runs live.")] = Path("runs/proofs"),
     seeds: Annotated[int | None, typer.Option(min=1)] = None,
-    data: Annotated[list[str] | None, typer.Option("--data", help="Only on this data; repeat for more. Results on other data stay.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Only on this data; repeat for more. Results on other data stay.")
+    ] = None,
     root: Annotated[Path, typer.Option(help="The project's checkout.")] = Path("."),
     as_json: Json = False,
     quiet: Quiet = False,
