@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -46,7 +48,11 @@ def machine() -> dict[str, Any]:
 
 
 def reset_peak_memory() -> None:
-    """Forget the peak so far, so that the next run of one process is measured by itself (Linux; elsewhere the peak is the process's)."""
+    """Give back what earlier runs of this process have freed (glibc would keep gigabytes of it), and forget the peak so far, so that the
+    next run is measured by itself (Linux; elsewhere the peak is the process's)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
