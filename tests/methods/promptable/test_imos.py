@@ -157,7 +157,7 @@ def test_a_session_keeps_what_was_drawn_and_carries_it_on_the_cases_own_grid(tra
     assert answer.probability.geometry == geometry and np.array_equal(found[8], truth[8])
     assert np.mean([dice(found[t], truth[t]) for t in (5, 6, 10, 11)]) > 0.75
     with torch.no_grad():
-        assert len(session.frames) == 16 and session.frame(3) is session.frames[3]
+        assert len(session.frames.held) == 16 and session.frame(3) is session.frames.held[3]
 
 
 def test_adapters_alone_learn_from_the_weights_of_a_run(tmp_path):
