@@ -87,7 +87,7 @@ def study() -> Study:
         ),
         metrics=("dsc", "effort area", "prompts", "success"),
         seeds=3,
-        iterations=120,
+        iterations=400,
         plan={"batch": 2, "patch": (24, 24, 24), "grid": Spacing(1.5, 1.2, 1.5)},
         measure=measure,
     )

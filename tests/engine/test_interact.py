@@ -1,5 +1,6 @@
 """Sessions: one embedding, answers on the original grid, undo; and the simulated user who measures them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,17 @@ def test_the_simulated_user_improves_the_answer(kind):
     if kind == "ras":
         (boxed,) = simulate(method, case, plan, "box")
         assert all(np.array_equal(mask_of(boxed, n), t) for n, t in truths.items())
+
+
+def test_the_simulated_hand_is_unsteady_in_another_way_in_every_case_and_alike_for_every_method():
+    method, plan = ball_of()
+
+    def outline(name, seed=0):
+        (answer,) = simulate(method, replace(case_of(), id=name), plan, "box20", seed=seed)
+        return np.argwhere(mask_of(answer, "spleen")).tolist()
+
+    assert outline("a") == outline("a") and len({str(outline(name)) for name in "abcdef"}) > 3
+    assert any(outline(name) != outline(name, seed=1) for name in "abc")
 
 
 def test_a_perfect_answer_is_left_alone_and_a_case_without_reference_refused():

@@ -7,6 +7,7 @@ are carried to the others.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -332,14 +333,14 @@ def simulate(
 ) -> Iterator[Prediction]:
     """The answer after each turn of the simulated user ``mode`` (``ops.prompts.user``), for every structure that the case has: each is an
     object of its own, and a turn is about all of them. Structures that are absent are not asked for. A turn in which nothing is wrong any
-    more repeats its answer. ``asked``: a session of this case that nothing was asked in yet. Raises DataError for a case without a
-    reference or without foreground."""
+    more repeats its answer. The user's hand is unsteady in another way in every case, by its id. ``asked``: a session of this case that
+    nothing was asked in yet. Raises DataError for a case without a reference or without foreground."""
     truths = structures(case, plan.classes)
     if not truths:
         found = "no reference" if case.label is None else "an empty reference"
         raise DataError("a simulated user has nothing to point at", where=f"case {case.id}", found=found)
-    asked, rng = asked or session(method, case, plan, seed=seed), np.random.default_rng([seed, 5])
-    answer = Prediction()
+    asked = asked or session(method, case, plan, seed=seed)
+    rng, answer = np.random.default_rng([seed, 5, zlib.crc32(case.id.encode())]), Prediction()
     for ask in users.user(mode):
         shown = _shown(answer)
         if ask.kind in ("pick", "everything"):

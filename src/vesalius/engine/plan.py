@@ -26,7 +26,7 @@ def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", m
     smaller pictures. ``overrides`` replace fields of the result."""
     dims, reasons = manifest.dims, {}
     if not dims:
-        few = dict(workers=min(4, max(1, cores() - 1)), threads=cores(), precision="32")
+        few = dict(workers=_workers(), threads=cores(), precision="32")
         return Plan(0, classes=(), batch=_TEXTS, iterations=_CPU[2][3], **few).derive(**overrides)
     gpu = device == "cuda" or (device == "auto" and _has_gpu())
     voxels, base, widest, iterations = (_GPU if gpu else _CPU)[dims]
@@ -82,7 +82,7 @@ def make_plan(manifest: Manifest, facts: Fingerprint, *, device: str = "auto", m
         mirror_pairs=tuple((index[a], index[b]) for a, b in manifest.mirror if a in index and b in index),
         augmentation=dict(PRESETS["full"]),
         precision="auto",
-        workers=min(4, max(1, cores() - 1)),
+        workers=_workers(),
         threads=cores(),
         reasons=reasons,
     )
@@ -106,6 +106,11 @@ def _side(facts: Fingerprint, longest: int, most: int, minutes: float | None) ->
     fine = next((side for side, kept in sorted(facts.kept.items()) if limit < side < longest and kept >= _KEPT), longest)
     said = f"at {limit} px labels would keep a DSC of {facts.kept[limit]:.2f}, with fine structures lost"
     return fine, f"longest side {fine} px: {said}" if fine < longest else f"images as they are: {said}"
+
+
+def _workers() -> int:
+    """Processes that load: a core is left for the training itself, and four suffice."""
+    return min(4, max(1, cores() - 1))
 
 
 def _has_gpu() -> bool:
