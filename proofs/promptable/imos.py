@@ -31,7 +31,7 @@ class Nearest(SequenceMethod):
     def memory(self):
         return None
 
-    def remember(self, frame, masks, memory, *, given):
+    def remember(self, frame, masks, memory, *, given, at):
         return masks
 
     def carry(self, frame, memory):

@@ -23,12 +23,12 @@ from ..core.case import Case, Image, Query
 from ..core.errors import DataError
 from ..core.geometry import Geometry, Grid, LongestSide
 from ..core.lazy import Lazy
+from ..core.machine import cache_root
 from ..core.manifest import CaseRef, Manifest
 from ..core.method import Method
 from ..core.plan import Plan
 from ..io.atomic import atomic_write_text
 from ..ops.components import bounding_box
-from .record import cache_root
 
 _VERSION = 3
 _OVERVIEW = 1024  # longest side (px) of what tells the intensities of an image larger than memory

