@@ -1,7 +1,7 @@
 """The effort protocol: how many prompts until a mask is good, one after the other or all at once, by clicks and by scribbles on slices.
 
 No placenta scan is public: the breast ultrasound phantom stands in, and what is called success lies at the DSC that a small network can
-reach (``GOOD``; the paper: 0.95).
+reach (``GOOD``; the paper: 0.95). It was chosen by a look at the phantom's cases of another seed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vesalius.metrics.interaction import effort_area, noc, success_rate
 from vesalius.metrics.overlap import dsc
 from vesalius.ops import prompts as users
 
-GOOD, BUDGET, CASES = 0.8, 8, 16  # DSC, prompts, test cases
+GOOD, BUDGET, CASES = 0.9, 8, 16  # DSC, prompts, test cases
 
 
 def one_by_one(method, case, plan, word: str) -> list[float]:
@@ -78,7 +78,7 @@ def study() -> Study:
             Arm("clicks one by one", "prism-placenta", small),
             Arm("scribbles one by one", "prism-placenta", small),
         ),
-        data=(Data("phantom:abus"),),
+        data=(Data("phantom:abus?seed=1"),),
         baseline="all at once",
         expects=(
             Expect("clicks one by one", "dsc", "higher"),
