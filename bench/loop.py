@@ -42,7 +42,8 @@ class Person(Client):
     def __init__(self, port: int, reference: Callable[[str], Case]):
         super().__init__(port)
         self.reference, self.rng = reference, np.random.default_rng(0)
-        self.json("PUT", "/api/labels", [{"value": 1, "name": STRUCTURE, "color": "#d62728"}])
+        known = self.json("GET", "/api/project")["labels_version"]
+        self.json("PUT", "/api/labels", [{"value": 1, "name": STRUCTURE, "color": "#d62728"}], **{"if-match": known})
 
     def cases(self) -> list[str]:
         """All cases of the project, in an order of their own."""

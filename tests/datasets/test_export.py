@@ -1,5 +1,6 @@
 """Round trips: open(write(open(x))) has the same ids, patients, splits, labels, voxels and grids, within what the layout can say."""
 
+import csv
 from dataclasses import replace
 
 import numpy as np
@@ -46,6 +47,18 @@ def rich(dims: int) -> tuple[Manifest, list[Case]]:
     labels = {"background": 0, "x": 1, "y z": 4}
     targets = {"age": {"kind": "real"}, "sex": {"kind": "nominal", "levels": ["F", "M"]}}
     return Manifest('r "1"', "", dims, ("A/b", "C"), labels, tuple(refs), ignore=9, targets=targets, mirror=(("x", "y z"),)), cases
+
+
+def test_no_spreadsheet_runs_what_is_in_the_table(tmp_path):
+    manifest, cases = rich(3)
+    refs = [replace(ref, patient=name) for ref, name in zip(manifest.cases, ("=cmd|' /C calc'!A0", "@x", "p"), strict=True)]
+    odd = [replace(c, patient=r.patient, table={"shift": -1.5, "said": "-- none"}) for c, r in zip(cases, refs, strict=True)]
+    write_dataset(tmp_path / "out", replace(manifest, cases=tuple(refs), targets={}), odd)
+    with open(tmp_path / "out" / "cases.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["patient"] for r in rows] == ["'=cmd|' /C calc'!A0", "'@x", "p"]
+    assert {(r["shift"], r["said"]) for r in rows} == {("-1.5", "'-- none")}, "numbers stay numbers"
+    assert [ref.patient for ref in open_dataset(tmp_path / "out").cases] == ["=cmd|' /C calc'!A0", "@x", "p"]
 
 
 @pytest.mark.parametrize("dims", [2, 3])

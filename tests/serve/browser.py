@@ -183,6 +183,17 @@ class Browser:
         self.send("Input.dispatchKeyEvent", type="rawKeyDown", **named)
         self.send("Input.dispatchKeyEvent", type="keyUp", **named)
 
+    def choose(self, selector: str, value: str) -> None:
+        """An option of a list, or what a field for a colour or a number is to hold."""
+        self.until(f"document.querySelector({json.dumps(selector)})")
+        given = f"(e => {{ e.value = {json.dumps(value)}; e.dispatchEvent(new Event('change', {{bubbles: true}})) }})"
+        self.value(f"{given}(document.querySelector({json.dumps(selector)}))")
+
+    def upload(self, selector: str, file: Path) -> None:
+        """A file for a field that takes one."""
+        found = self.send("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")["result"]["objectId"]
+        self.send("DOM.setFileInputFiles", objectId=found, files=[str(file)])
+
     def type(self, text: str) -> None:
         self.send("Input.insertText", text=text)
 

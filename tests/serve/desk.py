@@ -83,6 +83,12 @@ def put(client, case, mask, parent="none", **headers):
     return client.put(f"/api/cases/{case}/label", params={"parent": parent}, content=sent["content"], headers=sent["headers"] | headers)
 
 
+def relabel(client, labels, version=None):
+    """The table of labels replaced, by someone who saw it as it is now (or as of ``version``)."""
+    version = version or client.get("/api/project").json()["labels_version"]
+    return client.put("/api/labels", json=labels, headers={"if-match": version})
+
+
 def finished(client, answer, seconds=60):
     """The job that an answer names, when it is over."""
     import time

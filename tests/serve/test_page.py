@@ -37,8 +37,8 @@ class Desk:
         self.link = f"http://127.0.0.1:{self.port}/open?token={TOKEN.replace(' ', '%20')}"
         self.start()
 
-    def start(self):
-        app = create_app(self.project, guard=Guard(TOKEN), models=Models(self.project, BUILT))
+    def start(self, guard=None):
+        app = create_app(self.project, guard=guard or Guard(TOKEN), models=Models(self.project, BUILT))
         self.server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", self.port, log_level="error", timeout_graceful_shutdown=1))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()

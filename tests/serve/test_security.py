@@ -116,6 +116,7 @@ def test_a_huge_upload_is_refused_by_its_length_alone(client):
         answer = client.put(path, content=body(), headers={"content-length": str(10 * 2**30)})
         assert answer.status_code == 413 and answer.headers["connection"] == "close" and answer.json()["error"] == "that is too large"
     assert MOST_BODY < 10 * 2**30
+    assert client.get("/info/", headers={"content-length": str(MOST_BODY)}).status_code == 200, "a length without a body"
 
 
 def test_a_body_that_dawdles_is_given_up(monkeypatch):

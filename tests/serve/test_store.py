@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.serve.desk import PICTURE, VOLUME, client_of, image_files, project_of, put
+from tests.serve.desk import PICTURE, VOLUME, client_of, image_files, project_of, put, relabel
 from vesalius import io
 from vesalius.core.errors import DataError, ResourceError
 from vesalius.core.geometry import Geometry
@@ -158,7 +158,9 @@ def test_a_full_disk_is_said_and_what_was_there_stays(project, client, monkeypat
                 connection.execute(f"PRAGMA max_page_count={pages}")
 
             store.sql.event.listen(project.engine, "connect", tiny)
-        answers = [put(client, "c1", block(), parent=base, **{"x-user": "u" * 60}) for _ in range(1 if where == "mask" else 60)]
+        masks = [block(shape=VOLUME.shape) * (np.arange(VOLUME.shape[0]) > k % 9).reshape(-1, 1, 1) for k in range(60)]
+        sent = masks[:1] if where == "mask" else masks
+        answers = [put(client, "c1", mask.astype(np.uint8), parent=base, **{"x-user": "u" * 60}) for mask in sent]
     answer = next(a for a in answers if a.status_code != 201 and a.status_code != 409)
     assert answer.status_code == 507 and "full" in answer.json()["error"]
     known = {v.id for v in project.entry("c1").versions}
@@ -220,13 +222,14 @@ def test_a_picture_travels_as_one_slice_and_back(tmp_path):
 
 def test_labels_are_text_and_nothing_else(client):
     odd = [{"name": "<script>alert(1)</script>", "value": 1, "color": "#00FF00"}, {"name": "=cmd|' /C calc'!A0", "value": 300}]
-    listed = client.put("/api/labels", json=odd)
-    assert listed.status_code == 200 and listed.json()[0]["name"] == odd[0]["name"] and listed.headers["content-type"] == "application/json"
+    listed = relabel(client, odd)
+    assert listed.status_code == 200 and listed.headers["content-type"] == "application/json"
+    assert listed.json()["labels"][0]["name"] == odd[0]["name"]
     assert put(client, "c1", block(300, dtype=np.uint16)).status_code == 201
     for wrong in ([], [{"name": "", "value": 1}], [{"name": "a", "value": 0}], [{"name": "a", "value": 1, "color": "red;}"}]):
-        assert client.put("/api/labels", json=wrong).status_code == 400
-    assert client.put("/api/labels", json=[{"name": "a", "value": 1}, {"name": "a", "value": 2}]).status_code == 400
-    assert "cannot be removed" in client.put("/api/labels", json=[{"name": "a", "value": 1}]).json()["error"]
+        assert relabel(client, wrong).status_code == 400
+    assert relabel(client, [{"name": "a", "value": 1}, {"name": "a", "value": 2}]).status_code == 400
+    assert "cannot be removed" in relabel(client, [{"name": "a", "value": 1}]).json()["error"]
     assert "<script>" not in client.get("/docs").text
 
 
@@ -258,6 +261,8 @@ def test_what_can_be_opened(tmp_path):
     with pytest.raises(DataError, match="pictures and volumes"):
         manifest_of([tmp_path / "a", tmp_path / "b"])
     phantom = Project(tmp_path / "p", manifest_of("phantom:polyp?cases=3"))
+    sent = client_of(phantom).get("/api/cases/c1/image/RGB")
+    assert sent.status_code == 200 and phantom.brings_label(phantom.entry("c1")), "made, not read from a file"
     label = phantom.reference("c1")
     assert label is not None and np.array_equal(phantom.to_values(label), label.data)
     with pytest.raises(ResourceError):

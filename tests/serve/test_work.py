@@ -4,6 +4,8 @@ import asyncio
 import gzip
 import io as text_io
 import json
+import threading
+import time
 import zipfile
 
 import nibabel as nib
@@ -15,10 +17,10 @@ from tests.engine.test_answers import LPS, series
 from tests.engine.test_interact import Copy
 from tests.io.test_dicom_seg import decoded
 from tests.methods.test_sam_checkpoint import of_sam2_video
-from tests.serve.desk import VOLUME, client_of, finished, project_of, put
+from tests.serve.desk import VOLUME, client_of, finished, project_of, put, relabel
 from tests.serve.test_store import block
 from vesalius import io
-from vesalius.core.case import Image, LabelMap
+from vesalius.core.case import Case, Image, LabelMap
 from vesalius.core.errors import DataError, RunError
 from vesalius.core.geometry import Geometry
 from vesalius.core.manifest import Manifest
@@ -26,7 +28,7 @@ from vesalius.core.plan import Plan
 from vesalius.core.prediction import Prediction
 from vesalius.datasets import open_dataset, read_case
 from vesalius.methods.sam_video import SamVideo
-from vesalius.serve import measure, work
+from vesalius.serve import active, measure, work
 from vesalius.serve.events import Hub
 from vesalius.serve.export import file_names, how_made, run_lengths
 from vesalius.serve.jobs import Cancelled, Job, Jobs, train_apart
@@ -142,7 +144,7 @@ def test_dicom_objects_lie_on_their_series(tmp_path, kind):
     client = client_of(Project(tmp_path / "p", manifest_of(folder)))
     image = io.read_image(folder)
     mask = (image.data[0] > 100).astype(np.uint8)
-    client.put("/api/labels", json=[{"name": "left kidney", "value": 1, "color": "#ff0080"}])
+    relabel(client, [{"name": "left kidney", "value": 1, "color": "#ff0080"}])
     saved = put(client, "c1", mask, **{"x-origin-kind": "prompts"})
     assert saved.status_code == 201, saved.text
     for format in ("dicomseg", "rtstruct"):
@@ -305,6 +307,55 @@ def test_the_next_case(client):
     for case in ("c2", "c3"):
         project.set_status(case, "reviewed")
     assert client.get("/api/next").json() == {"case": None}
+
+
+def test_after_a_training_open_cases_are_scored(client, monkeypatch):
+    """The most uncertain of the open cases comes first, though nobody ran the model on it."""
+    sure, asked = {"case 0": 0.5, "case 1": 0.95, "case 2": 0.6}, []
+
+    def infer(method, case, plan, **_):
+        asked.append(case.id)
+        p = np.full(VOLUME.shape, sure[case.id], np.float32)
+        return Prediction(probability=Image(np.stack([1 - p, p]), case.geometry))
+
+    monkeypatch.setattr(work, "infer", infer)
+    desk = client.app.state.desk
+    monkeypatch.setitem(desk.models.built, "bright", (Model("bright", "Bright", (), (2, 3)), bright))
+    monkeypatch.setattr(desk.project, "add_run", lambda *_: "bright")
+    monkeypatch.setattr(work, "train_apart", lambda *_: {"seconds": 1.0, "val_dsc": None})
+    put(client, "c1", block())
+    desk.project.set_status("c1", "done")
+    assert finished(client, client.post("/api/train", json={"method": "unet"}))["state"] == "done"
+    jobs = client.app.state.jobs
+    jobs.long.shutdown(wait=True)
+    newest = jobs.list()[0]
+    assert (newest.kind, newest.state, newest.result) == ("score", "done", {"cases": 2}) and asked == ["case 1", "case 2"]
+    assert client.get("/api/next?strategy=uncertainty").json() == {"case": "c3"}
+    assert list((desk.project.folder / "datasets").iterdir()) == [], "the training's copy of the images is gone"
+
+
+def test_the_least_alike_is_found_without_reading_while_one_waits():
+    """All cases count, in the end, and each is read once."""
+    entries = [Entry(f"c{k}", str(k), "done" if k < 100 else "todo", None, None, None) for k in range(400)]
+    read, seen, asking = [], active.Pictures(), threading.get_ident()
+
+    def image(case):
+        assert threading.get_ident() != asking, "not while somebody waits"
+        read.append(case)
+        if case == "c200":
+            raise DataError("a damaged case")
+        data = np.zeros((1, *VOLUME.shape), np.float32)
+        data[0, : 10 if case == "c399" else 1] = 1
+        return Case(case, images={"a": Image(data, VOLUME)})
+
+    assert active.next_case(entries, "diversity", image, seen) == "c100", "in order, as long as nothing is known"
+    for _ in range(300):
+        if active.next_case(entries, "diversity", image, seen) == "c399":
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError(f"never found: {len(seen)} pictures")
+    assert len(read) == len(set(read))
 
 
 def test_what_changes_is_told_to_every_page():

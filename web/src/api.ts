@@ -22,11 +22,18 @@ export interface Model {
   carries?: boolean;
 }
 
-export interface Project {
+/** All labels, and which saving of them it is. */
+export interface Table {
+  labels: Label[];
+  labels_version: string;
+}
+
+export interface Project extends Table {
+  /** Random: no two projects have the same. */
+  id: string;
   name: string;
   version: string;
   dims: 2 | 3;
-  labels: Label[];
   models: Model[];
   statuses: Status[];
   user: string;
@@ -52,7 +59,7 @@ export interface Version {
   parent: string | null;
   user: string;
   at: number;
-  origin: { kind: string; model?: string; prompts?: number };
+  origin: { kind: string; model?: string; prompts?: number | unknown[]; file?: string };
   note: string;
 }
 
@@ -64,6 +71,8 @@ export interface Comment {
 
 export interface Case extends Summary {
   geometry: { shape: number[]; affine: number[][] };
+  /** Whether the data set brings a label of its own. */
+  reference: boolean;
   versions: Version[];
   comments: Comment[];
 }
@@ -120,6 +129,8 @@ export interface Origin {
   kind: "manual" | "model" | "prompts" | "interpolated" | "propagated";
   model?: string;
   prompts?: number;
+  /** The session that was told the prompts: the server knows them. */
+  session?: string;
 }
 
 export class ApiError extends Error {
@@ -181,16 +192,20 @@ export class Api {
         "X-Origin-Kind": origin.kind,
         ...(origin.model ? { "X-Origin-Model": origin.model } : {}),
         ...(origin.prompts ? { "X-Origin-Prompts": String(origin.prompts) } : {}),
+        ...(origin.session ? { "X-Session": origin.session } : {}),
       },
     });
+  reference = async (id: string) => (await this.fetch("GET", `/api/cases/${id}/reference`)).blob();
+  maskFile = (id: string, name: string, body: Uint8Array<ArrayBuffer>, parent: string | null) =>
+    this.json<{ version: string }>("POST", `/api/cases/${id}/mask-file`, { query: { name, parent: parent ?? "none" }, body, headers: { "Content-Type": "application/octet-stream" } });
   status = (id: string, status: Status) => this.json<{ status: Status }>("PUT", `/api/cases/${id}/status`, { json: { status } });
   comment = (id: string, text: string) => this.json<Comment[]>("POST", `/api/cases/${id}/comments`, { json: { text } });
-  labels = (labels: Label[]) => this.json<Label[]>("PUT", "/api/labels", { json: labels });
+  labels = (labels: Label[], version: Table["labels_version"]) => this.json<Table>("PUT", "/api/labels", { json: labels, headers: { "If-Match": version } });
   session = (id: string, model: string, window: [number, number] | null, slice: Slice | null) =>
     this.json<{ session: string; kinds: Kind[]; sliced: boolean }>("POST", "/api/sessions", { json: { case: id, model, window, slice } });
   sessionState = (session: string) => this.json<{ state: "embedding" | "ready" | "failed"; error: string | null }>("GET", `/api/sessions/${session}`);
-  ask = (session: string, object: string, prompts: Prompt[], slice: Slice | null) =>
-    this.json<Answer>("POST", `/api/sessions/${session}/prompts`, { json: { object, prompts: prompts.map((p) => (p.kind === "box" ? { ...p, drawn: undefined } : p)), slice } });
+  ask = (session: string, object: string, label: string, prompts: Prompt[], slice: Slice | null) =>
+    this.json<Answer>("POST", `/api/sessions/${session}/prompts`, { json: { object, label, prompts: prompts.map((p) => (p.kind === "box" ? { ...p, drawn: undefined } : p)), slice } });
   step = (session: string, way: "undo" | "redo") => this.fetch("POST", `/api/sessions/${session}/${way}`);
   endSession = (session: string) => this.fetch("DELETE", `/api/sessions/${session}`);
   measure = (id: string, version: string) => this.json<Measure[]>("GET", `/api/cases/${id}/measure`, { query: { version } });
@@ -200,8 +215,8 @@ export class Api {
   next = (strategy: string) => this.json<{ case: string | null }>("GET", "/api/next", { query: { strategy } });
   interpolate = (id: string, label: string, axis: number, version: string) =>
     this.json<{ version: string }>("POST", `/api/cases/${id}/interpolate`, { json: { label, axis, version } });
-  propagate = (id: string, object: string, from: number, axis: number, version: string, model: string) =>
-    this.json<{ job: string }>("POST", `/api/cases/${id}/propagate`, { json: { object, from, axis, version, model } });
+  propagate = (id: string, object: string, from: number, axis: number, version: string, model: string, window: [number, number] | null) =>
+    this.json<{ job: string }>("POST", `/api/cases/${id}/propagate`, { json: { object, from, axis, version, model, window } });
   run = (id: string, model: string) => this.json<{ job: string }>("POST", `/api/cases/${id}/run`, { json: { model } });
   train = (method: string, minutes: number) => this.json<{ job: string }>("POST", "/api/train", { json: { method, minutes } });
   export = (format: string, status: Status | null, cases: string[] | null) => this.json<{ job: string }>("POST", "/api/export", { json: { format, status, cases } });

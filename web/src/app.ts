@@ -1,11 +1,15 @@
 // The page's state and what can be done with it. Panels read it and call it; it tells them with `changed` when to look again.
 
-import { Api, ApiError, type Case, type Compared, type Job, type Label, type Measure, type Model, type Origin, type Project, type Prompt, type Status, type Summary } from "./api";
+import { Api, ApiError, type Case, type Compared, type Job, type Label, type Measure, type Model, type Project, type Prompt, type Status, type Summary } from "./api";
 import { bodyOf, gunzip, labelsOf, type Voxels } from "./codec";
-import { draftKeys, draftOf, dropDraft, keepDraft } from "./drafts";
+import { draftKeys, draftOf, dropDraft, keepDraft, keyOf } from "./drafts";
+import { Events } from "./events";
 import { boxPrompt, deepened, gridOf, layoutOf, offsetOf, sliceOf, toWorld, type Grid, type Layout, type Vec3 } from "./geometry";
+import { removed, saveLabels, type Wish } from "./labels";
 import { brush, type Edit, History, Mask, polygon } from "./mask";
-import { Prompter } from "./prompter";
+import { carrierOf } from "./models";
+import { Prompter, tryInstead } from "./prompter";
+import { Provenance } from "./provenance";
 import { Saver, type SaveState } from "./saver";
 import type { Host, Place, Tool } from "./stage";
 import { PLANES, type Plane, View } from "./view";
@@ -20,7 +24,7 @@ export interface Open {
   prompter: Prompter | null;
   measures: Measure[];
   measured: string | null;
-  origin: Origin;
+  origin: Provenance;
   mine: Set<string>;
 }
 
@@ -60,7 +64,20 @@ export const PRESETS: Record<string, [number, number] | "auto" | "full"> = {
   "CT brain": [0, 80],
 };
 
+/** A version that the server made; `conflict`: it stands beside one that was saved meanwhile. */
+interface Made {
+  version: string;
+  conflict?: boolean;
+}
+
+function beside(error: unknown): Made {
+  if (error instanceof ApiError && error.status === 409 && error.body.yours) return { version: String(error.body.yours), conflict: true };
+  throw error;
+}
+
 const KEPT = "vesalius";
+const SIGNED_OUT = [401, 429]; // 429: too many asked without the token
+const ANOTHER = 410; // of the page's own: another project is served here
 
 export class App implements Host {
   readonly api = new Api();
@@ -92,8 +109,28 @@ export class App implements Host {
   moved: () => void = () => undefined;
   private edit: Edit | null = null;
   private opening = 0;
+  private rereads = 0;
   private toastTimer: ReturnType<typeof setTimeout> | undefined;
   private followers = new Map<string, (job: Job) => void>();
+  private polls = 0;
+  private readonly events = new Events({
+    user: () => this.settings.user,
+    opened: () => void this.refresh(),
+    lost: () => this.setOnline(false),
+    on: {
+      job: (job: Job) => this.jobChanged(job),
+      presence: ({ users }: { users: string[] }) => {
+        this.people = users;
+        this.changed();
+      },
+      status: () => void this.refresh(),
+      labels: () => void this.refresh(),
+      version: ({ case: id, version, user }: { case: string; version: string; user: string }) => {
+        void this.refresh();
+        if (this.current?.record.id === id) setTimeout(() => this.others(id, version, user), 800);
+      },
+    },
+  });
 
   // --------------------------------------------------------------------------------------------------------------------- starting
   async start(): Promise<void> {
@@ -114,8 +151,9 @@ export class App implements Host {
     this.stamp++;
     this.drafts = new Set(await draftKeys().catch(() => []));
     const first = this.promptable[0]?.id ?? ""; // the server lists first what it was started with
-    if (first !== this.settings.first || !this.promptable.some((m) => m.id === this.settings.model)) this.keep({ model: first, first });
-    this.listen();
+    if (first !== this.settings.first || !this.assistants.some((m) => m.id === this.settings.model)) this.keep({ model: first, first });
+    this.events.listen();
+    setInterval(() => void this.poll(), 2000);
     this.changed();
     const asked = new URLSearchParams(location.hash.slice(1)).get("case");
     const shown = this.cases.find((c) => c.id === asked) ?? this.cases[0];
@@ -132,6 +170,11 @@ export class App implements Host {
 
   get automatic(): Model[] {
     return this.models.filter((m) => !m.kinds.length);
+  }
+
+  /** What can be chosen to help: to answer to prompts, or to carry masks on. */
+  get assistants(): Model[] {
+    return this.models.filter((m) => m.kinds.length);
   }
 
   /** What lengths are in. Pictures without a pixel size have sides of 1, and then it is pixels that are counted. */
@@ -166,8 +209,14 @@ export class App implements Host {
   }
 
   wrong(error: unknown): void {
-    if (error instanceof ApiError && error.status === 401) this.notice({ id: "signin", tone: "bad", text: "You are signed out. Open the link that the server printed again; nothing that you drew is lost.", actions: [] });
-    else if (error instanceof ApiError && error.status === 0) this.setOnline(false);
+    if (error instanceof ApiError && error.status === ANOTHER) {
+      this.online = false;
+      this.notice({ id: "offline", tone: "bad", text: error.message, actions: [] });
+    } else if (error instanceof ApiError && SIGNED_OUT.includes(error.status)) {
+      this.online = false; // it is asked now and then, until the person has signed in again
+      this.dismiss("offline");
+      this.notice({ id: "signin", tone: "bad", text: "You are signed out. Open the link that the server printed when it was started; nothing that you drew is lost.", actions: [] });
+    } else if (error instanceof ApiError && error.status === 0) this.setOnline(false);
     else this.say((error as Error).message ?? String(error), true);
   }
 
@@ -185,12 +234,18 @@ export class App implements Host {
     if (online === this.online) return;
     this.online = online;
     if (online) {
-      this.dismiss("offline");
+      this.notices = this.notices.filter((n) => !["offline", "signin"].includes(n.id));
       void this.refresh();
       if (this.current?.saver.unsaved) void this.current.saver.flush();
     } else {
       this.notice({ id: "offline", tone: "warn", text: "The server cannot be reached. You can go on drawing: it is kept in this page and saved when the server is back.", actions: [] });
     }
+  }
+
+  /** Throws where another project is served at this address by now: nothing of this page belongs there. */
+  private same(project: Project): Project {
+    if (project.id === this.project.id) return project;
+    throw new ApiError(ANOTHER, "Another project is served at this address now. What is not saved is kept in this browser until this one is opened again.");
   }
 
   /** Run something that asks the server; what goes wrong is said. */
@@ -206,25 +261,11 @@ export class App implements Host {
   }
 
   // ------------------------------------------------------------------------------------------------------------------------- events
-  private listen(): void {
-    const events = new EventSource("/api/events");
-    events.onopen = () => {
-      this.setOnline(true);
-      void this.refresh();
-    };
-    events.onerror = () => this.setOnline(false);
-    const on = (name: string, run: (data: never) => void) => events.addEventListener(name, (e) => run(JSON.parse((e as MessageEvent<string>).data) as never));
-    on("job", (job: Job) => this.jobChanged(job));
-    on("presence", ({ users }: { users: string[] }) => {
-      this.people = users;
-      this.changed();
-    });
-    on("status", () => void this.refresh());
-    on("version", ({ case: id, version, user }: { case: string; version: string; user: string }) => {
-      void this.refresh();
-      if (this.current?.record.id === id) setTimeout(() => this.others(id, version, user), 800);
-    });
-    setInterval(() => void this.poll(), 2000);
+  /** Who works here, as the others see it. */
+  setUser(user: string): void {
+    this.api.user = user;
+    this.keep({ user });
+    this.events.listen();
   }
 
   /** Somebody, or a job, saved a version of the case that is open here. */
@@ -246,10 +287,11 @@ export class App implements Host {
   /** Jobs are told by events; where those do not come, they are asked for. */
   private async poll(): Promise<void> {
     if (!this.online) {
-      await this.attempt(async () => this.api.project());
-      return;
+      const signedOut = this.notices.some((n) => n.id === "signin");
+      if (!signedOut || ++this.polls % 3 === 0) await this.attempt(async () => this.same(await this.api.project())); // a server counts those who ask without a token
     }
-    if (this.jobs.some((j) => j.state === "queued" || j.state === "running")) await this.attempt(async () => (await this.api.jobs()).forEach((job) => this.jobChanged(job)));
+    if (this.online) this.events.again();
+    if (this.online && this.jobs.some((j) => j.state === "queued" || j.state === "running")) await this.attempt(async () => (await this.api.jobs()).forEach((job) => this.jobChanged(job)));
   }
 
   private jobChanged(job: Job): void {
@@ -275,20 +317,23 @@ export class App implements Host {
   async refresh(): Promise<void> {
     await this.attempt(async () => {
       const labels = JSON.stringify(this.project.labels);
-      [this.project, this.cases, this.jobs] = await Promise.all([this.api.project(), this.api.cases(), this.api.jobs()]);
+      const [project, ...rest] = await Promise.all([this.api.project(), this.api.cases(), this.api.jobs()]);
+      this.project = this.same(project);
+      [this.cases, this.jobs] = rest;
       this.stamp++;
       if (JSON.stringify(this.project.labels) !== labels) this.showLabels();
     });
     this.changed();
   }
 
-  /** The open case's record anew: versions, comments, status. */
+  /** The open case's record anew: versions, comments, status. An answer to an earlier question, which comes late, is older. */
   async reread(): Promise<void> {
     const open = this.current;
     if (!open) return;
+    const turn = ++this.rereads;
     await this.attempt(async () => {
       const record = await this.api.case(open.record.id);
-      if (this.current === open) open.record = record;
+      if (this.current === open && turn === this.rereads) open.record = record;
     });
     this.changed();
   }
@@ -310,7 +355,7 @@ export class App implements Host {
       const [image, saved, draft] = await Promise.all([
         this.image(id, channel),
         record.latest ? this.api.label(id, record.latest).then(gunzip) : null,
-        draftOf(this.draftKey(record)).catch(() => null),
+        draftOf(keyOf(this.project, record)).catch(() => null),
       ]);
       if (turn !== this.opening) return;
       this.channel = channel;
@@ -322,10 +367,11 @@ export class App implements Host {
       this.view.setMask(mask);
       this.view.setOpacity(this.visible ? this.settings.opacity : 0);
       this.view.setSmooth(this.settings.smooth);
-      const saver = new Saver<Voxels>(this.desk(record, grid, mask), record.latest);
-      this.current = { record, grid, layout, mask, saver, history: new History(), prompter: null, measures: [], measured: null, origin: { kind: "manual" }, mine: new Set() };
+      const origin = new Provenance();
+      const saver = new Saver<Voxels>(this.desk(record, grid, mask, origin), record.latest);
+      this.current = { record, grid, layout, mask, saver, history: new History(), prompter: null, measures: [], measured: null, origin, mine: new Set() };
       this.loading = "";
-      this.applyPreset(this.view.range ? this.preset : "Auto");
+      this.applyPreset(this.presets.includes(this.preset) ? this.preset : "Auto");
       this.startPrompter();
       if (draft) this.offer(draft);
       void this.measure();
@@ -366,29 +412,28 @@ export class App implements Host {
     this.changed();
   }
 
-  private draftKey(record: { id: string; name: string }): string {
-    return `${this.project.name}/${record.id}/${record.name}`;
-  }
-
   hasDraft(summary: Summary): boolean {
-    return this.drafts.has(this.draftKey(summary));
+    return this.drafts.has(keyOf(this.project, summary));
   }
 
-  private desk(record: Case, grid: Grid, mask: Mask) {
-    const key = this.draftKey(record);
+  private desk(record: Case, grid: Grid, mask: Mask, origin: Provenance) {
+    const key = keyOf(this.project, record);
     const mine = () => this.current?.mask === mask;
     return {
       copy: () => mask.voxels.slice() as Voxels,
       put: async (voxels: Voxels, parent: string | null) => {
-        const { body, headers } = await bodyOf(voxels, grid);
-        const origin = this.current?.mask === mask ? this.current.origin : ({ kind: "manual" } as Origin);
-        const { version } = await this.api.save(record.id, parent, body, headers, origin);
-        this.setOnline(true);
-        if (mine()) {
-          this.current!.mine.add(version);
-          this.current!.origin = { kind: "manual" };
+        const from = origin.take();
+        try {
+          if (!this.online) this.same(await this.api.project());
+          const { body, headers } = await bodyOf(voxels, grid);
+          const { version } = await this.api.save(record.id, parent, body, headers, from);
+          this.setOnline(true);
+          if (mine()) this.current!.mine.add(version);
+          return version;
+        } catch (error) {
+          origin.giveBack(from);
+          throw error;
         }
-        return version;
       },
       keep: async (voxels: Voxels, parent: string | null) => {
         await keepDraft(key, voxels, parent);
@@ -412,8 +457,11 @@ export class App implements Host {
       void this.reread().then(() => this.measure());
       void this.refresh();
     } else if (state.kind === "kept") {
-      if (!/cannot be reached/.test(state.why)) this.notice({ id: "kept", tone: "bad", text: `Not saved on the server, kept in this page: ${state.why} It is tried again by itself.`, actions: [{ text: "Try now", run: () => void open.saver.flush() }] });
+      if (SIGNED_OUT.includes(state.status)) this.wrong(new ApiError(state.status, state.why));
+      else if (state.status !== 0) this.notice({ id: "kept", tone: "bad", text: `Not saved on the server, kept in this page: ${state.why} It is tried again by itself.`, actions: [{ text: "Try now", run: () => void open.saver.flush() }] });
       else this.setOnline(false);
+    } else if (state.kind === "refused" && state.status === ANOTHER) {
+      this.wrong(new ApiError(ANOTHER, state.why));
     } else if (state.kind === "refused") {
       this.notice({ id: "kept", tone: "bad", text: `The server does not take this mask; it is kept in this page. ${state.why}`, actions: [{ text: "Try now", run: () => void open.saver.flush() }] });
     } else if (state.kind === "conflict") {
@@ -451,10 +499,14 @@ export class App implements Host {
         {
           text: "Bring them back",
           run: () => {
+            if (this.current !== open) return this.dismiss("draft");
+            try {
+              this.change((edit) => edit.replace(draft.voxels));
+            } catch (error) {
+              return this.wrong(error);
+            }
             this.dismiss("draft");
-            if (this.current !== open) return;
             open.saver.head = draft.parent ?? null;
-            this.change((edit) => edit.replace(draft.voxels));
             if (!open.saver.unsaved) open.saver.touch();
           },
         },
@@ -505,7 +557,7 @@ export class App implements Host {
     await this.attempt(async () => {
       await open.saver.flush();
       await this.api.status(open.record.id, status);
-      open.record.status = status;
+      await this.reread();
       await this.refresh();
     });
   }
@@ -514,23 +566,32 @@ export class App implements Host {
     const open = this.current;
     if (!open || !text.trim()) return;
     await this.attempt(async () => {
-      open.record.comments = await this.api.comment(open.record.id, text);
+      await this.api.comment(open.record.id, text);
+      await this.reread();
     });
-    this.changed();
   }
 
   // ------------------------------------------------------------------------------------------------------------------------- labels
-  async setLabels(labels: Label[]): Promise<boolean> {
-    const done = await this.attempt(async () => {
-      this.project.labels = await this.api.labels(labels);
+  /** What is wished is done to the table of labels, also where somebody else changed it meanwhile. */
+  async setLabels(wish: Wish): Promise<boolean> {
+    const saved = await this.attempt(() => saveLabels(this.api, this.project, wish));
+    if (saved) {
+      Object.assign(this.project, saved.table);
       this.showLabels();
-      return true;
-    });
+      if (saved.theirs) this.say(saved.kept ? "Someone else changed the labels too: you see their table with your change in it." : "Someone else changed the labels: you see their table, with which your change clashes.", !saved.kept);
+    }
     this.changed();
-    return done ?? false;
+    return saved?.kept ?? false;
+  }
+
+  /** A label that nothing was drawn with. */
+  async removeLabel(label: Label): Promise<void> {
+    if (this.current?.mask.voxels.includes(label.value)) this.say(`${label.name} is drawn in this case: rename it, or erase it first.`, true);
+    else await this.setLabels(removed(label));
   }
 
   private showLabels(): void {
+    if (!this.project.labels.some((l) => l.value === this.label)) this.choose(this.project.labels[0].value);
     this.current?.mask.setSlots(this.project.labels.map((l) => l.value));
     this.view.setColours(this.project.labels.map((l) => l.color));
     this.view.refresh();
@@ -616,7 +677,7 @@ export class App implements Host {
     open.prompter = null;
     if (model) {
       const sliced = open.grid.dims === 3 && !model.dims.includes(3);
-      open.prompter = new Prompter(this.api, open.record.id, model.id, model.kinds, sliced, () => (this.preset === "Auto" ? null : this.view.window));
+      open.prompter = new Prompter(this.api, open.record.id, model.id, model.kinds, sliced, () => this.ownWindow);
       open.prompter.onState = () => {
         if (open.prompter?.state === "failed") this.say(open.prompter.error || "The model could not be prepared.", true);
         this.changed();
@@ -624,6 +685,11 @@ export class App implements Host {
       void open.prompter.warm(this.shownSlice());
     }
     this.changed();
+  }
+
+  /** The window that models of slices look through: the person's, unless that is the usual one. */
+  private get ownWindow(): [number, number] | null {
+    return this.preset === "Auto" ? null : this.view.window;
   }
 
   private shownSlice(): Place | null {
@@ -651,13 +717,13 @@ export class App implements Host {
     this.lastAnswer = "...";
     this.changed();
     try {
-      const outcome = await prompter.ask(prompt, place, { mask: open.mask, history: open.history, value: this.label, keepOthers: this.settings.keepOthers });
+      const outcome = await prompter.ask(prompt, place, { mask: open.mask, history: open.history, value: this.label, label: this.active.name, keepOthers: this.settings.keepOthers });
       if (!outcome || this.current !== open) return;
       this.setOnline(true);
-      open.origin = { kind: "prompts", model: prompter.model, prompts: (open.origin.prompts ?? 0) + 1 };
+      open.origin.prompted(prompter.model, outcome.session);
       this.lastAnswer = `${Math.round(outcome.seen)} ms${outcome.quality === null || !outcome.voxels ? "" : `, sure to ${Math.round(100 * outcome.quality)} %`}`;
       const notes = outcome.notes.join("; ");
-      if (!outcome.voxels) this.say(notes ? `The model found nothing: ${notes}.` : "The model found nothing there. Try another prompt.");
+      if (!outcome.voxels) this.say(notes ? `The model found nothing: ${notes}.` : tryInstead(prompter.kinds, prompter.target?.prompts ?? []));
       else if (notes) this.say(`The model says: ${notes}.`);
       this.touched();
     } catch (error) {
@@ -751,6 +817,7 @@ export class App implements Host {
     await this.attempt(async () => {
       await this.lay(version);
       await this.reread();
+      open.origin.take(); // it came from where the version did
       if (open.record.latest === version) await open.saver.adopt(version);
       else await open.saver.rebase(open.record.latest);
       this.notices = this.notices.filter((n) => !["others", "conflict"].includes(n.id));
@@ -770,15 +837,32 @@ export class App implements Host {
     this.changed();
   }
 
+  /** Begin with the label that the data set brings, as a step that can be taken back. */
+  async startFromReference(): Promise<void> {
+    const open = this.current;
+    if (!open) return;
+    await this.attempt(async () => {
+      const voxels = labelsOf(await gunzip(await this.api.reference(open.record.id)), open.grid);
+      if (this.current !== open) return;
+      open.prompter?.finish();
+      if (!this.change((edit) => edit.replace(voxels))) this.say("The mask is the data set's label already.");
+    });
+  }
+
+  /** A label map of another program becomes a version, and is shown. */
+  async openFile(file: File): Promise<void> {
+    const body = new Uint8Array(await file.arrayBuffer());
+    await this.remote(`Opening ${file.name}`, (open, head) => this.api.maskFile(open.record.id, file.name, body, head));
+  }
+
   /** Work of the server that needs the mask to be saved first, and whose result is a new version. */
-  private async remote(name: string, work: (open: Open, version: string) => Promise<{ version: string; conflict?: boolean } | null>): Promise<void> {
+  private async remote(name: string, work: (open: Open, head: string | null) => Promise<Made | null>): Promise<void> {
     const open = this.current;
     if (!open) return;
     await this.attempt(async () => {
       if (!(await open.saver.flush())) throw new Error("This needs the mask to be saved first, which is not possible now.");
-      if (open.saver.head === null) throw new Error("Draw something first.");
       this.say(`${name}...`);
-      const made = await work(open, open.saver.head);
+      const made = await work(open, open.saver.head).catch((error: unknown) => beside(error));
       if (!made || this.current !== open) return;
       open.mine.add(made.version);
       if (made.conflict || open.saver.unsaved) {
@@ -797,7 +881,7 @@ export class App implements Host {
     const gaps = this.drawn(this.current).map((seen) => (seen.includes(1) ? seen.lastIndexOf(1) - seen.indexOf(1) + 1 - seen.reduce((x, y) => x + y, 0) : 0));
     const most = Math.max(...gaps);
     if (!most) return this.say("Draw this label in two slices with some between them first.", true);
-    await this.remote("Filling slices", (open, version) => this.api.interpolate(open.record.id, this.active.name, gaps.indexOf(most), version));
+    await this.remote("Filling slices", (open, head) => this.api.interpolate(open.record.id, this.active.name, gaps.indexOf(most), head!));
   }
 
   /** For each axis, which of its slices show the active label. */
@@ -811,8 +895,7 @@ export class App implements Host {
   /** Carry the active label on from the slice it was drawn in: the shown one, or else the nearest to it, across the axis with fewest. */
   async propagate(): Promise<void> {
     if (this.current?.grid.dims !== 3) return this.say("Masks are carried on in volumes.", true);
-    const flat = this.promptable.filter((m) => m.dims.includes(2));
-    const model = this.models.find((m) => m.carries) ?? flat.find((m) => m.id === this.settings.model) ?? flat[0];
+    const model = carrierOf(this.models, this.settings.model);
     if (!model) return this.say("No model here carries a mask from slice to slice.", true);
     const seen = this.drawn(this.current);
     const counts = seen.map((s) => s.reduce((x, y) => x + y, 0));
@@ -821,8 +904,8 @@ export class App implements Host {
     const axis = counts.indexOf(fewest);
     const at = this.view.place[axis];
     const from = [...seen[axis].keys()].filter((n) => seen[axis][n]).reduce((x, y) => (Math.abs(y - at) < Math.abs(x - at) ? y : x));
-    await this.remote("Carrying the mask on", async (open, version) => {
-      const { job } = await this.api.propagate(open.record.id, this.active.name, from, axis, version, model.id);
+    await this.remote("Carrying the mask on", async (open, head) => {
+      const { job } = await this.api.propagate(open.record.id, this.active.name, from, axis, head!, model.id, this.ownWindow);
       return this.made(await this.follow(job));
     });
   }
@@ -843,8 +926,8 @@ export class App implements Host {
     });
   }
 
-  private made(job: Job): { version: string; conflict?: boolean } | null {
-    if (job.state === "done" && job.result) return job.result as { version: string; conflict?: boolean };
+  private made(job: Job): Made | null {
+    if (job.state === "done" && job.result) return job.result as unknown as Made;
     if (job.state === "failed") this.say(job.text || "The job failed.", true);
     return null;
   }

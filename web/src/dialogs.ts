@@ -59,7 +59,7 @@ export function trainDialog(app: App): void {
   const shown = dialog("Improve the model", [el("p", {}, words), el("div", { class: "row" }, el("span", { class: "what" }, "Method"), method), el("div", { class: "row" }, el("span", { class: "what" }, "Minutes"), minutes)], [go]);
 }
 
-const KINDS: Record<string, string> = { train: "Training", export: "Export", run: "Model", propagate: "Carrying a mask on" };
+const KINDS: Record<string, string> = { train: "Training", export: "Export", run: "Model", propagate: "Carrying a mask on", score: "Next case" };
 
 export function jobsDialog(app: App): { draw(): void; open: boolean } {
   const list = el("div", { class: "jobs" });
@@ -89,8 +89,7 @@ export function personDialog(app: App): void {
   const go = button(
     "Keep",
     () => {
-      app.api.user = name.value.trim();
-      app.keep({ user: name.value.trim() });
+      app.setUser(name.value.trim());
       shown.close();
     },
     { class: "primary" },

@@ -51,6 +51,11 @@ export async function draftOf(key: string): Promise<{ voxels: Voxels; parent: st
   return { voxels: found.wide ? new Uint16Array(raw.buffer) : raw, parent: found.parent, at: found.at };
 }
 
+/** Where a case's draft lies. All projects that were ever served at this address share the store: names do not tell them apart. */
+export function keyOf(project: { id: string }, record: { id: string; name: string }): string {
+  return `${project.id}/${record.id}/${record.name}`;
+}
+
 /** Keys of all drafts. */
 export async function draftKeys(): Promise<string[]> {
   return (await using("readonly", (store) => store.getAllKeys())) as string[];

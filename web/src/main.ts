@@ -6,6 +6,10 @@
 //   saver.ts      every change becomes a version; offline, conflict, disk full (pure; told what to do by a `Desk`)
 //   drafts.ts     unsaved masks in IndexedDB
 //   prompter.ts   a prompt session of the server, made again when it is forgotten
+//   provenance.ts what the next version will have come from (pure)
+//   labels.ts     the table of labels, which others change too (pure)
+//   models.ts     which model can do what (pure)
+//   events.ts     what the server tells by itself
 //   api.ts        the REST interface, typed
 //   view.ts       NiiVue: image, mask as its drawing, tiles
 //   stage.ts      gestures over the picture, and what was pointed at

@@ -145,7 +145,9 @@ export class Edit {
     }
   }
 
+  /** All voxels anew. Throws, and changes nothing, where they are of another image. */
   replace(voxels: ArrayLike<number>): void {
+    if (voxels.length !== this.mask.voxels.length) throw new Error("This mask was drawn on an image of another size.");
     const [a, b, c] = this.mask.grid.shape;
     for (let i = 0, n = 0; i < a; i++)
       for (let j = 0; j < b; j++) for (let k = 0; k < c; k++, n++) if (this.mask.voxels[n] !== voxels[n]) this.record(i, j, k, n, this.mask.voxels[n], voxels[n]);

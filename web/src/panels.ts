@@ -4,6 +4,7 @@
 import type { Label, Status, Summary, Version } from "./api";
 import { type App, COMPARED, PRESETS } from "./app";
 import { ago, button, el } from "./dom";
+import { added, changed } from "./labels";
 import type { Tool } from "./stage";
 import { PLANES, type Plane } from "./view";
 
@@ -121,16 +122,9 @@ export function labelPanel(app: App): Part {
   let renaming: number | null = null;
 
   async function addLabel(): Promise<void> {
-    const labels = app.project.labels;
-    const value = Math.max(0, ...labels.map((l) => l.value)) + 1;
-    const names = new Set(labels.map((l) => l.name));
-    let name = `label ${value}`;
-    for (let n = value; names.has(name); n++) name = `label ${n + 1}`;
-    const used = labels.map((l) => l.color);
-    const color = COLOURS.find((c) => !used.includes(c)) ?? COLOURS[value % COLOURS.length];
-    if (await app.setLabels([...labels, { name, value, color }])) {
-      app.choose(value);
-      renaming = value;
+    if (await app.setLabels(added)) {
+      renaming = app.project.labels.at(-1)!.value;
+      app.choose(renaming);
       draw();
     }
   }
@@ -138,7 +132,7 @@ export function labelPanel(app: App): Part {
   async function change(label: Label, to: Partial<Label>): Promise<void> {
     renaming = null;
     if (Object.entries(to).every(([k, v]) => label[k as keyof Label] === v)) return draw();
-    await app.setLabels(app.project.labels.map((l) => (l.value === label.value ? { ...l, ...to } : l)));
+    await app.setLabels(changed(label, to));
     draw();
   }
 
@@ -168,6 +162,7 @@ export function labelPanel(app: App): Part {
       colour,
       el("button", { type: "button", class: "pick", role: "radio", "aria-checked": String(active), onclick: () => app.choose(label.value), ondblclick: () => ((renaming = label.value), draw()) }, el("span", { class: "name" }, label.name), n < 9 && el("kbd", {}, String(n + 1))),
       button("Rename", () => ((renaming = label.value), draw()), { class: "link" }),
+      app.project.labels.length > 1 && button("Remove", () => void app.removeLabel(label), { class: "link" }),
     );
   }
 
@@ -178,10 +173,8 @@ export function labelPanel(app: App): Part {
   return { root, draw };
 }
 
-const COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6", "#bfef45", "#fabed4", "#469990", "#dcbeff", "#9a6324"];
-
 export function modelPanel(app: App): Part {
-  const choice = el("select", { id: "model", "aria-label": "Model that answers to prompts", onchange: () => app.useModel(choice.value) });
+  const choice = el("select", { id: "model", "aria-label": "Model that answers to prompts, or carries masks on", onchange: () => app.useModel(choice.value) });
   const state = el("p", { class: "state", role: "status" });
   const text = el("input", { type: "text", placeholder: "Say what to outline", "aria-label": "Say what to outline", maxlength: 200 });
   const ask = el("form", { class: "row", onsubmit: (e: Event) => (e.preventDefault(), app.askText(text.value)) }, text, el("button", { type: "submit", class: "small" }, "Outline"));
@@ -193,7 +186,7 @@ export function modelPanel(app: App): Part {
   return {
     root,
     draw() {
-      once(choice, app.promptable, () => [...app.promptable.map((m) => el("option", { value: m.id }, m.title)), el("option", { value: "" }, "None: by hand")]);
+      once(choice, app.assistants, () => [...app.assistants.map((m) => el("option", { value: m.id }, m.carries ? `${m.title} (P)` : m.title)), el("option", { value: "" }, "None: by hand")]);
       choice.value = app.settings.model;
       const prompter = app.current?.prompter;
       ask.hidden = !prompter?.takes("text");
@@ -305,7 +298,7 @@ function swatch(colour: string | undefined): HTMLElement {
   return node;
 }
 
-const ORIGINS: Record<string, string> = { manual: "by hand", prompts: "prompts", model: "model", interpolated: "slices filled", propagated: "carried on", recovered: "recovered" };
+const ORIGINS: Record<string, string> = { manual: "by hand", prompts: "prompts", model: "model", interpolated: "slices filled", propagated: "carried on", recovered: "recovered", file: "from file" };
 
 export function versionPanel(app: App): Part {
   const list = el("div", { class: "versions" });
@@ -313,14 +306,24 @@ export function versionPanel(app: App): Part {
   const compare = button("Compare", () => void app.compare(chosen[0], chosen[1]), { class: "small", id: "compare" });
   const stop = button("End comparison", () => app.stopComparing(), { class: "small" });
   const actions = el("div", { class: "row" }, compare, stop);
-  const root = section("Versions", list, actions, table);
+  const file = el("input", { type: "file", accept: ".nii,.gz,.png", hidden: true, "aria-label": "Mask file", id: "mask-file" });
+  file.addEventListener("change", () => {
+    const chosen = file.files?.[0];
+    file.value = "";
+    if (chosen) void app.openFile(chosen);
+  });
+  const reference = button("Start from the data set's label", () => void app.startFromReference(), { class: "small", id: "reference" });
+  const other = button("Open a mask file…", () => file.click(), { class: "small", title: "A NIfTI or PNG label map of this image", id: "open-mask" });
+  const start = el("div", { class: "row wraps" }, reference, other, file);
+  const root = section("Versions", list, actions, table, start);
   let chosen: string[] = [];
   let all = false;
 
   function origin(v: Version): string {
     const model = v.origin.model ? app.project.models.find((m) => m.id === v.origin.model)?.title ?? v.origin.model : "";
-    const what = v.origin.kind === "prompts" && v.origin.prompts ? `${v.origin.prompts} ${v.origin.prompts === 1 ? "prompt" : "prompts"}` : (ORIGINS[v.origin.kind] ?? v.origin.kind);
-    return [what, model, v.user].filter(Boolean).join(", ");
+    const prompts = Array.isArray(v.origin.prompts) ? v.origin.prompts.length : v.origin.prompts;
+    const what = v.origin.kind === "prompts" && prompts ? `${prompts} ${prompts === 1 ? "prompt" : "prompts"}` : (ORIGINS[v.origin.kind] ?? v.origin.kind);
+    return [v.origin.file ? `${what} ${v.origin.file}` : what, model, v.user].filter(Boolean).join(", ");
   }
 
   function row(v: Version): HTMLElement {
@@ -342,6 +345,8 @@ export function versionPanel(app: App): Part {
     compare.title = "Choose two versions";
     actions.hidden = versions.length < 2;
     stop.hidden = !app.comparison;
+    start.hidden = !app.current;
+    reference.hidden = !app.current?.record.reference;
     once(table, app.comparison, () => {
       const c = app.comparison;
       if (!c) return [];

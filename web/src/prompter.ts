@@ -11,6 +11,8 @@ export interface Asked {
   mask: Mask;
   history: History;
   value: number;
+  /** The label's name, for the record. */
+  label: string;
   keepOthers: boolean;
 }
 
@@ -18,6 +20,7 @@ export interface Asked {
 export interface Target {
   readonly name: string;
   readonly value: number;
+  readonly label: string;
   readonly slice: Slice | null;
   prompts: Prompt[];
   drawn: Change | null;
@@ -34,6 +37,14 @@ export interface Outcome {
   /** Milliseconds on the page from the gesture to the picture. */
   seen: number;
   voxels: number;
+  /** The session that answered. */
+  session: string;
+}
+
+/** What to say where a model found nothing: most were made for boxes, and clicks correct what a box found. */
+export function tryInstead(kinds: readonly Kind[], prompts: readonly Prompt[]): string {
+  const box = kinds.includes("box") && !prompts.some((p) => p.kind === "box");
+  return box ? "The model found nothing there. Draw a box around it first (B)." : "The model found nothing there. Try another prompt.";
 }
 
 export class Prompter {
@@ -112,8 +123,8 @@ export class Prompter {
 
   private async answered(prompt: Prompt, slice: Slice | null, asked: Asked): Promise<Outcome | null> {
     const started = performance.now();
-    const target = this.aim(prompt, slice, asked.value);
-    const answer = await this.sent(target, prompt, slice);
+    const target = this.aim(prompt, slice, asked);
+    const { session, answer } = await this.sent(target, prompt, slice);
     if (this.ended) return null;
     const edit = asked.mask.begin(asked.keepOthers);
     if (target.drawn) edit.withdraw(target.drawn);
@@ -130,35 +141,35 @@ export class Prompter {
     this.target = target;
     this.prompts++;
     const change = edit.end() ?? { at: new Uint32Array(), before: new Uint16Array(), after: new Uint16Array() };
-    const session = this.session;
+    const opened = this.session;
     asked.history.add({
       change,
       back: () => {
         target.drawn = before;
         target.prompts.pop();
         if (this.target === target && !target.prompts.length) this.target = null;
-        this.step(session, "undo");
+        this.step(opened, "undo");
       },
       again: () => {
         target.drawn = after;
         target.prompts.push(prompt);
         this.target = target;
-        this.step(session, "redo");
+        this.step(opened, "redo");
       },
     });
-    return { quality: answer.quality, notes: answer.notes, ms: answer.ms, seen: performance.now() - started, voxels };
+    return { quality: answer.quality, notes: answer.notes, ms: answer.ms, seen: performance.now() - started, voxels, session };
   }
 
   /** The object that a prompt is about: the current one, unless the prompt starts another. */
-  private aim(prompt: Prompt, slice: Slice | null, value: number): Target {
+  private aim(prompt: Prompt, slice: Slice | null, { value, label }: Asked): Target {
     const now = this.target;
     const same = now && now.value === value && now.slice?.axis === slice?.axis && now.slice?.index === slice?.index;
     const begins = prompt.kind === "box" || prompt.kind === "lasso" || prompt.kind === "text";
     if (now && same && !(begins && now.prompts.length)) return now;
-    return { name: `object ${++this.count}`, value, slice, prompts: [], drawn: null, told: null };
+    return { name: `object ${++this.count}`, value, label, slice, prompts: [], drawn: null, told: null };
   }
 
-  private async sent(target: Target, prompt: Prompt, slice: Slice | null): Promise<Answer> {
+  private async sent(target: Target, prompt: Prompt, slice: Slice | null): Promise<{ session: string; answer: Answer }> {
     try {
       return await this.told(target, prompt, slice);
     } catch (error) {
@@ -169,20 +180,20 @@ export class Prompter {
   }
 
   /** The answer of the session there is now, which first hears what was said about this object to another one. */
-  private async told(target: Target, prompt: Prompt, slice: Slice | null): Promise<Answer> {
+  private async told(target: Target, prompt: Prompt, slice: Slice | null): Promise<{ session: string; answer: Answer }> {
     if (this.sliced && String(this.window()) !== String(this.through)) this.session = null; // a slice is seen through the window that the person looks through
     const opened = this.open(slice);
     const { session } = await opened;
-    if (target.told !== opened) for (const earlier of target.prompts) await this.api.ask(session, target.name, [earlier], slice);
+    if (target.told !== opened) for (const earlier of target.prompts) await this.api.ask(session, target.name, target.label, [earlier], slice);
     target.told = opened;
-    const answer = await this.api.ask(session, target.name, [prompt], slice);
+    const answer = await this.api.ask(session, target.name, target.label, [prompt], slice);
     if (this.state !== "ready") this.say("ready");
-    return answer;
+    return { session, answer };
   }
 
-  private step(session: Opened | null, way: "undo" | "redo"): void {
-    if (session === null) return;
-    if (session === this.session) this.queue = this.queue.then(async () => this.api.step((await session).session, way)).catch(() => undefined);
+  private step(opened: Opened | null, way: "undo" | "redo"): void {
+    if (opened === null) return;
+    if (opened === this.session) this.queue = this.queue.then(async () => this.api.step((await opened).session, way)).catch(() => undefined);
     else this.session = null; // this one heard of the object another way; the next prompt starts one that hears what is left
   }
 

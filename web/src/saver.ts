@@ -7,8 +7,8 @@ export type SaveState =
   | { kind: "saved" }
   | { kind: "waiting" }
   | { kind: "saving" }
-  | { kind: "kept"; why: string } // here, not on the server; tried again
-  | { kind: "refused"; why: string } // the server will not take it as it is; kept here
+  | { kind: "kept"; why: string; status: number } // here, not on the server; tried again
+  | { kind: "refused"; why: string; status: number } // the server will not take it as it is; kept here
   | { kind: "conflict"; theirs: string; mine: string };
 
 /** What a saver needs of the page. `T` is a frozen copy of the mask. */
@@ -60,7 +60,7 @@ export class Saver<T> {
   /** Save what is unsaved, now. True where everything is on the server. */
   async flush(): Promise<boolean> {
     clearTimeout(this.timer);
-    if (this.running) await this.running;
+    while (this.running) await this.running; // whoever waited first may have begun the next one
     if (this.unsaved && this.state.kind !== "conflict") {
       this.running = this.save().finally(() => (this.running = null));
       await this.running;
@@ -140,10 +140,10 @@ export class Saver<T> {
     }
     void this.keep();
     if (status >= 400 && status < 500 && ![401, 403, 408, 429].includes(status)) {
-      this.say({ kind: "refused", why });
+      this.say({ kind: "refused", why, status });
       return;
     }
-    this.say({ kind: "kept", why });
+    this.say({ kind: "kept", why, status });
     this.plan(RETRIES[Math.min(this.tries++, RETRIES.length - 1)]);
   }
 

@@ -11,6 +11,19 @@ const ACROSS: Record<number, Axis> = { [SLICE_TYPE.AXIAL]: 2, [SLICE_TYPE.CORONA
 const imageOf = NVImage.new.bind(NVImage) as unknown as (file: ArrayBuffer, name: string) => Promise<NVImage>; // the rest has defaults
 const DRAW_UNIT = 33991; // TEXTURE7, where NiiVue's shaders look for the drawing
 
+/** The least and greatest value of all voxels; NiiVue's own are those of the middle of the image. */
+function extent(image: NVImage): [number, number] {
+  let [low, high] = [Infinity, -Infinity];
+  const values = image.img ?? [];
+  for (let n = 0; n < values.length; n++) {
+    const value = values[n];
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  const { scl_slope: slope = 1, scl_inter: inter = 0 } = image.hdr ?? {};
+  return low < high ? [low * (slope || 1) + inter, high * (slope || 1) + inter] : [0, 1];
+}
+
 /** A byte-valued picture in display order that is shown instead of the mask, with a colour per value. */
 export interface Shown {
   bytes: Uint8Array<ArrayBuffer>;
@@ -30,6 +43,7 @@ export class View {
   private shown: Shown | null = null;
   private colours: readonly string[] = [];
   private flat = false;
+  private full: [number, number] = [0, 1];
 
   constructor(readonly canvas: HTMLCanvasElement) {
     canvas.setAttribute("aria-label", "The image");
@@ -82,6 +96,7 @@ export class View {
     const same = layout.sides.every((n, d) => n === image.dimsRAS?.[d + 1] && layout.flip[d] === (image.permRAS?.[d] ?? 0) < 0);
     if (!same) throw new Error("This image lies on another grid than the case.");
     this.flat = grid.dims === 2;
+    this.full = extent(image);
     const { nv } = this;
     nv.opts.isRadiologicalConvention = !this.flat;
     nv.opts.show3Dcrosshair = !this.flat;
@@ -187,7 +202,7 @@ export class View {
     const image = this.nv.volumes[0];
     if (!image || !this.window) return null;
     if (image.hdr?.datatypeCode === 2) return { robust: [0, 255], full: [0, 255] }; // bytes are pictures: shown as they are
-    return { robust: [image.robust_min ?? 0, image.robust_max ?? 1], full: [image.global_min ?? 0, image.global_max ?? 1] };
+    return { robust: [image.robust_min ?? 0, image.robust_max ?? 1], full: this.full };
   }
 
   setWindow(low: number, high: number): void {

@@ -33,6 +33,13 @@ describe("a mask", () => {
     expect(mask.takeDirty()).toBeNull();
   });
 
+  it("is not replaced by one of another image", () => {
+    const [mask, history] = [fresh(), new History()];
+    step(mask, history, (e) => e.set(1, 1, 1, 3));
+    expect(() => step(mask, history, (e) => e.replace(new Uint8Array(mask.voxels.length - 1)))).toThrow("another size");
+    expect(at(mask, 1, 1, 1)).toBe(3);
+  });
+
   it("goes back and comes again, also over voxels that were drawn twice", () => {
     const [mask, history] = [fresh(), new History()];
     step(mask, history, (e) => (e.set(1, 1, 1, 3), e.set(1, 1, 1, 7), e.set(0, 0, 0, 3)));

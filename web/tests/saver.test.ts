@@ -68,12 +68,24 @@ describe("saving", () => {
     expect(saver.state.kind).toBe("saved");
   });
 
+  it("is not in its own way when two ask for it while it saves", async () => {
+    const { draw, puts, saver } = page();
+    draw(1);
+    void saver.flush();
+    draw(2);
+    const both = Promise.all([saver.flush(), saver.flush()]);
+    await wait(5000);
+    expect(await both).toEqual([true, true]);
+    expect(puts).toEqual([[1, null], [2, "v1"]]);
+    expect(saver.head).toBe("v2");
+  });
+
   it.each([new ApiError(0, "The server cannot be reached."), new ApiError(507, "The disk is full."), new ApiError(401, "Sign in.")])("keeps the mask here and tries again: %s", async (error) => {
     const { draw, puts, desk, saver } = page();
     desk.answers = [error, error];
     draw(1);
     await wait(1500);
-    expect(saver.state).toEqual({ kind: "kept", why: error.message });
+    expect(saver.state).toEqual({ kind: "kept", why: error.message, status: error.status });
     expect(desk.kept).toEqual({ mask: 1, parent: null });
     draw(2);
     await wait(4000);

@@ -4,7 +4,7 @@ layout can say.
 What a layout cannot say: nnU-Net and Decathlon have no patients (beyond what the case ids give away), tables, texts, points, boxes or ROIs,
 one label a case, and class indices as file values; nnU-Net keeps a 'val' split in splits_final.json; 2D nnU-Net files have no spacing;
 Decathlon's test images have no labels and only volumes exist. A 4D dataset is written as 3D: frames are channels, each frame's label a
-label of its own.
+label of its own. In cases.csv, text that a spreadsheet would run begins with a '.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..core.case import IGNORE, Case, LabelMap
 from ..core.errors import DataError, UsageError, nearest
 from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
+from ..core.spreadsheet import guarded
 from .layouts import open_dataset
 from .marks import boxes_json, points_json
 from .pairs import COLUMNS as PAIR_COLUMNS
@@ -155,7 +156,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     out = text_io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({k: guarded(v) for k, v in row.items()} for row in rows)
     io.atomic_write_text(path, out.getvalue())
 
 

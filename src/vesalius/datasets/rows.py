@@ -18,6 +18,7 @@ from typing import Any
 
 from ..core.errors import DataError, nearest
 from ..core.manifest import CaseRef
+from ..core.spreadsheet import unguarded
 from .stems import usable_id
 
 KINDS = {"image": "images", "label": "labels", "roi": "rois", "points": "points", "boxes": "boxes", "text": "text"}
@@ -77,7 +78,7 @@ def read_rows(path: Path) -> Rows:
                     allowed=len(columns),
                     fix="put text that holds commas in double quotes",
                 )
-            rows.append(dict(zip(columns, (c.strip() for c in cells), strict=True)))
+            rows.append(dict(zip(columns, (unguarded(c.strip()) for c in cells), strict=True)))
             lines.append(reader.line_num)
     except csv.Error as error:
         raise DataError("the table is damaged", where=f"{path}, line {reader.line_num}", found=str(error)) from error

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, UsageError, nearest
+from ..core.spreadsheet import guarded
 from . import statistics as st
 from .ranking import SCHEMES, Ranking, ranking
 
@@ -427,14 +428,8 @@ def to_csv(records: Sequence[Row]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: _cell(v) for k, v in r.items()} for r in records)
+    writer.writerows({k: guarded(v) for k, v in r.items()} for r in records)
     return out.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    return "" if value is None else value
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- showing

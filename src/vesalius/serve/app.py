@@ -1,7 +1,8 @@
 """The REST surface of the annotator, and the page. ``create_app(project)`` for tests and servers of one's own; ``serve`` for the command.
 
 Errors are {"error": one sentence, "fix": what to do or null}: 400 what was sent is wrong, 401 no token, 403 another site or host, 404 an
-unknown id, 409 someone else saved first, 413 too large, 507 the disk is full. Case ids are opaque ('c3'); names are only ever shown.
+unknown id, 408 too slow, 409 someone else saved first, 413 too large, 428 not said what is to be changed, 507 the disk is full. Case ids
+are opaque ('c3'); names are only ever shown.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ from ..engine.record import Lock
 from . import active, measure
 from .events import Hub
 from .export import check_format
+from .imports import read_mask
 from .jobs import Job, Jobs, sentence
 from .models import Model, Models, add_model, checked_model, checkpoint_of
 from .monai_label import add_routes
+from .patience import Impatient
 from .security import LOCAL, Gate, Guard, cookie_name, log, new_token
-from .sessions import Sessions, prompts_from, state_of
-from .store import STATUSES, Conflict, Entry, Missing, Project, manifest_of
-from .wire import decode_mask, encode
+from .sessions import Sessions, check_window, prompts_from, state_of
+from .store import STATUSES, Conflict, Entry, Label, LabelsChanged, Missing, Project, labels_version, manifest_of
+from .wire import check_weight, decode_mask, encode
 from .work import Desk, in_folder
 
 PAGE = Path(__file__).parent / "page"
@@ -71,6 +74,7 @@ class NewSession(Given):
 
 class Asking(Given):
     object: str = Field("", max_length=100)
+    label: str = Field("", max_length=100)
     prompts: list[dict[str, Any]] = Field(min_length=1, max_length=256)
     slice: Slice | None = None
 
@@ -93,6 +97,7 @@ class Propagation(Given):
     axis: Literal[0, 1, 2]
     version: str | None = None
     model: str = "lite-medsam"
+    window: tuple[float, float] | None = None
 
 
 class Interpolation(Given):
@@ -116,11 +121,18 @@ class Exporting(Given):
 
 def user_of(x_user: Annotated[str | None, Header()] = None) -> str:
     """Who works here: the header X-User (percent-encoded), else the account the server runs under."""
-    name = unquote(x_user or "").strip()[:60]
-    return "".join(c for c in name if c.isprintable()) or _account()
+    return _shown_name(unquote(x_user or "")) or _account()
+
+
+def _shown_name(name: str) -> str:
+    return "".join(c for c in name.strip()[:60] if c.isprintable())
 
 
 User = Annotated[str, Depends(user_of)]
+
+
+Rows = Annotated[list[dict[str, Any]], Body(max_length=1000)]
+Name = Annotated[str, Query(max_length=300)]
 
 
 def _account() -> str:
@@ -143,6 +155,12 @@ def create_app(
     jobs = Jobs(lambda job: hub.publish("job", **job.to_json()))
     desk = Desk(project, models, sessions)
 
+    def score_with(model: str) -> None:
+        with suppress(UsageError):  # too many jobs wait: the order of the cases is not worth more
+            jobs.start("score", lambda job: desk.score(job, model))
+
+    desk.trained = score_with
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
@@ -160,7 +178,7 @@ def create_app(
     app.state.guard, app.state.desk, app.state.jobs, app.state.hub = guard, desk, jobs, hub
     app.add_middleware(Gate, guard=guard, public=_public(page))
     _add_errors(app)
-    _add_project(app, desk)
+    _add_project(app, desk, hub)
     _add_cases(app, desk, hub)
     _add_masks(app, desk, hub)
     _add_sessions(app, desk)
@@ -185,6 +203,8 @@ def _add_errors(app: FastAPI) -> None:
     async def foreseen(_: Request, error: VesaliusError) -> JSONResponse:
         if isinstance(error, Conflict):
             return refused(409, sentence(error), error.fix, version=error.head, yours=error.yours)
+        if isinstance(error, LabelsChanged):
+            return refused(409, sentence(error), error.fix, **_table(error.labels))
         kinds = ((Missing, 404), (ResourceError, 507), (RunError, 409))
         return refused(next((status for kind, status in kinds if isinstance(error, kind)), 400), sentence(error), error.fix)
 
@@ -209,17 +229,18 @@ def _add_errors(app: FastAPI) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- project
-def _add_project(app: FastAPI, desk: Desk) -> None:
+def _add_project(app: FastAPI, desk: Desk, hub: Hub) -> None:
     project, routes = desk.project, APIRouter(tags=["Project"])
 
     @routes.get("/api/project", summary="The project: labels, models, statuses and how many cases have which")
     def project_facts(user: User) -> dict:
         entries = project.entries()
         return {
+            "id": project.id,
             "name": project.manifest.name,
             "version": __version__,
             "dims": min(project.manifest.dims, 3),
-            "labels": [asdict(x) for x in project.labels],
+            **_table(project.labels),
             "models": [m.to_json() for m in desk.models.list()],
             "statuses": STATUSES,
             "user": user,
@@ -228,14 +249,22 @@ def _add_project(app: FastAPI, desk: Desk) -> None:
         }
 
     @routes.put("/api/labels", summary="Replace the table of labels")
-    def set_labels(labels: Annotated[list[dict[str, Any]], Body(max_length=1000)]) -> list[dict]:
-        return [asdict(x) for x in project.set_labels(labels)]
+    def set_labels(labels: Rows, if_match: Annotated[str | None, Header()] = None) -> dict:
+        if if_match is None:
+            raise HTTPException(428, "Say which table you change: its labels_version in the header If-Match")
+        saved = _table(project.set_labels(labels, if_match.strip(' "')))
+        hub.publish("labels", labels_version=saved["labels_version"])
+        return saved
 
     @routes.get("/api/next", summary="The case to open next: by order, uncertainty or diversity")
     def next_case(strategy: str = "order") -> dict:
         return {"case": active.next_case(project.entries(), strategy, project.read, desk.pictures)}
 
     app.include_router(routes)
+
+
+def _table(labels: Sequence[Label]) -> dict:
+    return {"labels": [asdict(x) for x in labels], "labels_version": labels_version(labels)}
 
 
 def _summary(desk: Desk, entry: Entry) -> dict:
@@ -257,7 +286,8 @@ def _add_cases(app: FastAPI, desk: Desk, hub: Hub) -> None:
     def show_case(case: str) -> dict:
         grid, entry = project.geometry(case), project.entry(case)
         versions = [asdict(v) for v in entry.versions]
-        return _summary(desk, entry) | {"geometry": grid.to_json(), "versions": versions, "comments": list(entry.comments)}
+        more = {"geometry": grid.to_json(), "versions": versions, "comments": list(entry.comments)}
+        return _summary(desk, entry) | more | {"reference": project.brings_label(entry)}
 
     @routes.get("/api/cases/{case}/image/{channel}", summary="An image on its own grid, as NIfTI")
     def case_image(case: str, channel: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
@@ -301,9 +331,13 @@ def image_file(desk: Desk, case: str, channel: str) -> Path:
     target = project.folder / "cache" / entry.id / f"{names.index(channel)}-{project.stamp(entry, channel)}.nii.gz"
     with desk.encoding:
         if not target.exists():
+            promised = project.promise(entry, channel)
+            if promised is not None:
+                check_weight(*promised)
             image = project.read(case)
             if image.lazy:
                 raise UsageError("whole slides cannot be annotated here yet")
+            desk.pictures.look(case, lambda: image)
             io.atomic_write_bytes(target, encode(image.images[channel].data, image.images[channel].geometry))
     return in_folder(target, project.folder)
 
@@ -340,7 +374,23 @@ def _add_masks(app: FastAPI, desk: Desk, hub: Hub) -> None:
 
         def save() -> str:
             mask = decode_mask(body, project.geometry(case), project.folder / "uploads", shape, kind)
-            return project.save(case, mask, None if parent == "none" else parent, user=user, origin=_origin(request), note=note[:200]).id
+            origin = _origin(request, desk.sessions, case)
+            return project.save(case, mask, None if parent == "none" else parent, user=user, origin=origin, note=note[:200]).id
+
+        version = await run_in_threadpool(save)
+        hub.publish("version", case=case, version=version, user=user)
+        return {"version": version}
+
+    @routes.post(
+        "/api/cases/{case}/mask-file", summary="Save a NIfTI or PNG label map as a new version, on the image's grid", status_code=201
+    )
+    async def import_mask(request: Request, case: str, parent: str, user: User, name: Name) -> dict:
+        body = await request.body()
+
+        def save() -> str:
+            mask, named = read_mask(body, name, project.geometry(case), project.folder / "uploads"), _shown_name(name)
+            origin = {"kind": "file", "file": named}
+            return project.save(case, mask, None if parent == "none" else parent, user=user, origin=origin, note=f"from file {named}").id
 
         version = await run_in_threadpool(save)
         hub.publish("version", case=case, version=version, user=user)
@@ -366,12 +416,14 @@ def _add_masks(app: FastAPI, desk: Desk, hub: Hub) -> None:
     app.include_router(routes)
 
 
-def _origin(request: Request) -> dict[str, Any]:
-    """What the page says a mask came from, in the headers X-Origin-Kind, X-Origin-Model and X-Origin-Prompts (their number)."""
+def _origin(request: Request, sessions: Sessions, case: str) -> dict[str, Any]:
+    """What the page says a mask came from, in the headers X-Origin-Kind, X-Origin-Model and X-Session: the prompts are those that the
+    session was told, or where it is known no more their number, in X-Origin-Prompts."""
     given = {k: request.headers.get(f"x-origin-{k}", "")[:60] for k in ("kind", "model", "prompts")}
     kind = given["kind"] if given["kind"] in ("manual", "model", "prompts", "interpolated", "propagated") else "manual"
     origin: dict[str, Any] = {"kind": kind} | ({"model": given["model"]} if given["model"] else {})
-    return origin | ({"prompts": int(given["prompts"])} if given["prompts"].isdecimal() else {})
+    said = sessions.prompts_of(request.headers.get("x-session", ""), case)
+    return origin | ({"prompts": said} if said else {"prompts": int(given["prompts"])} if given["prompts"].isdecimal() else {})
 
 
 # --------------------------------------------------------------------------------------------------------------------------- sessions
@@ -394,7 +446,7 @@ def _add_sessions(app: FastAPI, desk: Desk) -> None:
     def ask_session(session: str, given: Asking) -> dict:
         found = sessions.get(session)
         key = (given.slice.axis, given.slice.index) if given.slice else None
-        return found.ask(given.object, prompts_from(given.prompts, found.case.geometry), key)
+        return found.ask(given.object, prompts_from(given.prompts, found.case.geometry), key, given.label)
 
     @routes.post("/api/sessions/{session}/undo", summary="Take the last prompts back")
     def undo_prompts(session: str) -> dict:
@@ -432,9 +484,10 @@ def _add_jobs(app: FastAPI, desk: Desk, jobs: Jobs, hub: Hub) -> None:
         project.mask_path(case, given.version)
         desk.value_of(given.object)
         desk.models.get(given.model)
+        check_window(given.window)
 
         def work(job: Job) -> dict:
-            done = desk.propagate(job, case, given.model, given.object, given.version, given.from_, given.axis, user)
+            done = desk.propagate(job, case, given.model, given.object, given.version, given.from_, given.axis, user, given.window)
             return told(job, case, user, done)
 
         return {"job": jobs.start("propagate", work).id}
@@ -486,8 +539,9 @@ def _add_page(app: FastAPI, guard: Guard, hub: Hub, page: Path) -> None:
         return answer
 
     @app.get("/api/events", tags=["Project"], summary="What changes, as server-sent events")
-    async def stream_events(user: User) -> StreamingResponse:
-        return StreamingResponse(hub.stream(user), media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+    async def stream_events(account: User, user: Name = "", tab: Name = "") -> StreamingResponse:
+        told = hub.stream(_shown_name(user) or account, tab)
+        return StreamingResponse(told, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
     @app.get("/docs", include_in_schema=False)
     def rest_reference() -> HTMLResponse:
@@ -549,7 +603,7 @@ def serve(
         limits = {"limit_concurrency": 128, "timeout_keep_alive": 10, "h11_max_incomplete_event_size": 65536}
         app = create_app(opened, guard=guard, models=Models(opened, given=given, first=first), page=page)
         level = "error" if os.environ.get("VESALIUS_DEBUG") else "critical"
-        config = uvicorn.Config(app, access_log=False, log_level=level, timeout_graceful_shutdown=3, **limits)
+        config = uvicorn.Config(app, access_log=False, log_level=level, timeout_graceful_shutdown=3, http=Impatient, **limits)
         with _shown(link, folder) if show else nullcontext(), suppress(KeyboardInterrupt):  # uvicorn hands it on when it has closed all
             _Server(config).run(sockets=[listener])
     return folder

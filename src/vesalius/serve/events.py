@@ -14,10 +14,10 @@ _END = ""
 
 
 class Hub:
-    """``publish`` from any thread; ``stream`` for a page."""
+    """``publish`` from any thread; ``stream`` for a page: a person's tab, whose earlier stream ends when it asks anew."""
 
     def __init__(self):
-        self.pages: dict[asyncio.Queue, tuple[asyncio.AbstractEventLoop, str]] = {}
+        self.pages: dict[asyncio.Queue, tuple[asyncio.AbstractEventLoop, str, str]] = {}
         self.lock = threading.Lock()
 
     def publish(self, event: str, **data: Any) -> None:
@@ -26,23 +26,27 @@ class Hub:
     def _tell(self, text: str) -> None:
         with self.lock:
             pages = list(self.pages.items())
-        for queue, (loop, _) in pages:
+        for queue, (loop, *_) in pages:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_put, queue, text)
 
     def users(self) -> list[str]:
+        """Who has a page open, each once."""
         with self.lock:
-            return sorted(user for _, user in self.pages.values())
+            return sorted({user for _, user, _ in self.pages.values()})
 
     def close(self) -> None:
         """End all streams."""
         self._tell(_END)
 
-    async def stream(self, user: str) -> AsyncIterator[str]:
+    async def stream(self, user: str, tab: str = "") -> AsyncIterator[str]:
         """Text of events as they come, a comment now and then so that a dead connection is noticed."""
         queue: asyncio.Queue = asyncio.Queue(_WAITING)
         with self.lock:
-            self.pages[queue] = asyncio.get_running_loop(), user
+            for old in [q for q, (*_, known) in self.pages.items() if tab and known == tab]:
+                del self.pages[old]
+                _put(old, _END)
+            self.pages[queue] = asyncio.get_running_loop(), user, tab
         try:
             self.publish("presence", users=self.users())
             while True:

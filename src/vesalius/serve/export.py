@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -156,14 +157,18 @@ def _png(project: Project, entries: Sequence[Entry], folder: Path, step: Step) -
 
 
 def _coco(project: Project, entries: Sequence[Entry], folder: Path, step: Step) -> None:
-    """COCO JSON of pictures: an annotation a connected piece, as run lengths down the columns, which keep every pixel and hole."""
-    images, annotations, names = [], [], file_names(entries)
+    """COCO JSON of pictures by the names of their files: an annotation a connected piece, as run lengths down the columns, which keep
+    every pixel and hole."""
+    images, annotations, names = [], [], {e.id: project.source(e) for e in entries}
+    taken = Counter(file.name for file in names.values() if file is not None)
     for k, e in enumerate(entries, 1):
         step(k / (len(entries) + 1), "writing outlines")
         mask = project.mask(e.id)
         if mask.ndim != 2:
             raise DataError("COCO holds pictures, and this project has volumes", fix="export NIfTI label maps")
-        images.append({"id": k, "file_name": names[e.id], "height": mask.shape[0], "width": mask.shape[1]})
+        file = names[e.id]
+        name = e.id if file is None else file.name if taken[file.name] == 1 else f"{file.parent.name}/{file.name}"
+        images.append({"id": k, "file_name": name, "height": mask.shape[0], "width": mask.shape[1]})
         for value in np.unique(mask[mask > 0]):
             pieces, sizes = components(mask == value)
             for piece in range(1, len(sizes) + 1):

@@ -1,4 +1,5 @@
-"""Background jobs: one at a time in a thread, with progress, a result and a way to stop; training runs in a process of its own."""
+"""Background jobs with progress, a result and a way to stop: one at a time of those that a person waits for, and beside them one at a time
+of those that take long. Training runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from .store import Missing
 
 MOST_JOBS = 200  # that are remembered
 MOST_WAITING = 50
+LONG = ("train", "score")  # kinds of jobs that nobody waits for
 
 
 class Cancelled(Exception):
@@ -61,7 +63,7 @@ class Jobs:
 
     def __init__(self, publish: Callable[[Job], None] = lambda job: None):
         self.publish, self.held, self.lock = publish, OrderedDict(), threading.Lock()
-        self.pool = ThreadPoolExecutor(1, "job")
+        self.pool, self.long = ThreadPoolExecutor(1, "job"), ThreadPoolExecutor(1, "long job")
 
     def start(self, kind: str, work: Callable[[Job], Any]) -> Job:
         """Queue ``work``, whose return value becomes the result. Raises UsageError where too much is waiting."""
@@ -72,7 +74,7 @@ class Jobs:
             self.held[job.id] = job
             while len(self.held) > MOST_JOBS:
                 self.held.pop(next(k for k, j in self.held.items() if j.state not in ("queued", "running")))
-        self.pool.submit(self._run, job, work)
+        (self.long if kind in LONG else self.pool).submit(self._run, job, work)
         self.publish(job)
         return job
 
@@ -113,7 +115,8 @@ class Jobs:
     def close(self) -> None:
         for job in self.list():
             job.stop.set()
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.long):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def sentence(error: VesaliusError) -> str:

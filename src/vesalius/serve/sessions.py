@@ -35,6 +35,7 @@ MOST_SESSION_BYTES = 4 * 2**30  # of images, slices and answers that sessions ho
 MOST_IDLE = 8 * 3600.0  # seconds that an unused session is kept
 MOST_VIEWS = 256  # slices that a session remembers the prompts of
 _MOST_POINTS, _MOST_PROMPTS, _MOST_LETTERS = 10_000, 256, 200
+_MOST_KEPT, _MOST_DRAWN = 256, 500  # prompts that a version names, points of one
 
 
 class _View(Session):
@@ -142,7 +143,7 @@ class Prompted:
     views: dict[tuple[int, int] | None, _View] = field(default_factory=dict)
     done: list[tuple[int, int] | None] = field(default_factory=list)
     at: int = 0
-    asked: list[dict] = field(default_factory=list)
+    asked: list[list[dict]] = field(default_factory=list)  # what was said, step by step
     lock: Any = field(default_factory=threading.Lock)
     warm: Future | None = None
     used: float = field(default_factory=time.monotonic)
@@ -178,7 +179,7 @@ class Prompted:
         return Case(self.case.id, images=images)
 
     # ------------------------------------------------------------------------------------------------------------------- the verbs
-    def ask(self, object: str, prompts: Sequence[Prompt], key: tuple[int, int] | None) -> dict:
+    def ask(self, object: str, prompts: Sequence[Prompt], key: tuple[int, int] | None, label: str = "") -> dict:
         """The object's mask after more prompts. Raises UsageError or GeometryError for what cannot be asked; nothing then changes."""
         started = time.perf_counter()
         with self.lock:
@@ -193,6 +194,7 @@ class Prompted:
                 later = self.views[other]
                 later.states = later.states[: later.at + 1]
             self.done[self.at :] = [key]
+            self.asked[self.at :] = [[_told(p, object, label, key) for p in prompts]]
             self.at += 1
             return self._record(answer, object, key, started)
 
@@ -214,6 +216,11 @@ class Prompted:
             answer = view.undo() if way < 0 else view.redo()
             self.at += way
             return [self._record(answer, name, key, started) for name in sorted(names)]
+
+    @property
+    def prompts(self) -> list[dict]:
+        """What was said and not taken back, the newest last: the version of a mask keeps it."""
+        return [record for step in self.asked[: self.at] for record in step][-_MOST_KEPT:]
 
     def _key(self, prompts: Sequence[Prompt], key: tuple[int, int] | None) -> tuple[int, int] | None:
         """The slice that is meant: as said, or else the one across the coarsest axis in which the prompts lie."""
@@ -246,6 +253,7 @@ class Sessions:
         self.project, self.models, self.cache = project, models, cache or Embeddings()
         self.most, self.most_bytes = most, MOST_SESSION_BYTES
         self.held: OrderedDict[str, Prompted] = OrderedDict()
+        self.ended: OrderedDict[str, tuple[str, list[dict]]] = OrderedDict()  # case and prompts of sessions that are over
         self.lock, self.pool = threading.Lock(), ThreadPoolExecutor(1, "embedding")
 
     def start(self, case: str, model: str, *, window: tuple[float, float] | None = None, slice: tuple[int, int] | None = None) -> Prompted:
@@ -254,8 +262,7 @@ class Sessions:
         if not known.kinds or known.carries:
             fix = "propagate a mask with it" if known.carries else "run it on the case instead"
             raise UsageError("this model takes no prompts", found=model, fix=fix)
-        if window is not None and not (np.isfinite(window).all() and window[0] < window[1]):
-            raise UsageError("a window has a low and a high grey value", found=window)
+        check_window(window)
         with self.lock:
             shared = next((s.case for s in self.held.values() if s.case_id == case), None)
         image = shared or self.project.read(case)
@@ -296,14 +303,37 @@ class Sessions:
         while len(self.held) > 1 and (
             len(self.held) > self.most or self.bytes > self.most_bytes or next(iter(self.held.values())).used < oldest
         ):
-            self.held.popitem(last=False)
+            self._forget(next(iter(self.held)))
+
+    def _forget(self, id: str) -> None:
+        session = self.held.pop(id)
+        self.ended[id] = session.case_id, session.prompts
+        while len(self.ended) > self.most:
+            self.ended.popitem(last=False)
 
     def end(self, id: str) -> None:
         with self.lock:
-            self.held.pop(id, None)
+            if id in self.held:
+                self._forget(id)
+
+    def prompts_of(self, id: str, case: str) -> list[dict]:
+        """What was said in a session about this case, also if it is over by now; of an unknown one nothing."""
+        with self.lock:
+            of, said = (self.held[id].case_id, self.held[id].prompts) if id in self.held else self.ended.get(id, ("", []))
+        return said if of == case else []
+
+    def window_of(self, case: str, model: str) -> tuple[float, float] | None:
+        """The window of the newest session with a case and a model: what a person who goes on with them looks through."""
+        with self.lock:
+            return next((s.window for s in reversed(self.held.values()) if (s.case_id, s.model) == (case, model)), None)
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def check_window(window: tuple[float, float] | None) -> None:
+    if window is not None and not (np.isfinite(window).all() and window[0] < window[1]):
+        raise UsageError("a window has a low and a high grey value", found=window)
 
 
 def state_of(session: Prompted) -> dict:
@@ -344,6 +374,17 @@ def _prompt(row: Mapping[str, Any], geometry: Geometry) -> Prompt:
             raise UsageError("a text says in a few words what to outline", allowed=f"1 to {_MOST_LETTERS} letters")
         return Text(words.strip())
     raise UsageError("no such prompt", found=str(kind)[:20], allowed="box, point, scribble, lasso, mask, text")
+
+
+def _told(prompt: Prompt, object: str, label: str, key: tuple[int, int] | None) -> dict:
+    """A prompt as a version keeps it: kind, object, label, world mm (of a long line every so many) and sign; of a mask no voxels."""
+    record: dict[str, Any] = {"kind": type(prompt).__name__.lower(), "object": object, "label": label}
+    record |= {"slice": {"axis": key[0], "index": key[1]}} if key is not None else {}
+    for name in ("low", "high", "xyz"):
+        if hasattr(prompt, name):
+            mm = np.round(np.asarray(getattr(prompt, name), float), 3)
+            record[name] = mm[:: 1 + len(mm) // _MOST_DRAWN].tolist()
+    return record | {name: getattr(prompt, name) for name in ("positive", "text") if hasattr(prompt, name)}
 
 
 def _numbers(value: Any, geometry: Geometry) -> np.ndarray:
@@ -428,4 +469,4 @@ def _carried(session: Prompted, before: np.ndarray, index: int, axis: int) -> np
     return np.take(plane.place(on), index, axis)
 
 
-__all__ = ["Embeddings", "Plane", "Prompted", "Sessions", "carry", "prompts_from", "propagate", "state_of"]
+__all__ = ["Embeddings", "Plane", "Prompted", "Sessions", "carry", "check_window", "prompts_from", "propagate", "state_of"]

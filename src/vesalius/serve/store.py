@@ -15,9 +15,12 @@ as versions of their case ('recovered'), beside its head. The folder's name, cas
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
+import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -37,6 +40,9 @@ from ..datasets import open_dataset, read_case
 from ..datasets.cases import file_of, header_of, spacing_of
 from ..datasets.stems import series_in
 from ..io.files import WRITABLE
+from ..io.notes import note
+from .frames import framed
+from .wire import check_weight
 
 STATUSES = ("todo", "draft", "done", "reviewed")
 COLOURS = (
@@ -55,6 +61,7 @@ COLOURS = (
 )
 IMAGE = "image"  # the channel of a file that comes without a dataset
 MOST_TEXT = 4000  # characters of a comment
+KEPT_EXPORTS = 7 * 86400.0  # seconds that an export's archive stays in the project
 _COLOUR = re.compile(r"#[0-9a-f]{6}")
 _TABLES = sql.MetaData()
 _facts = sql.Table("facts", _TABLES, sql.Column("key", sql.String, primary_key=True), sql.Column("value", sql.JSON))
@@ -110,6 +117,14 @@ class Conflict(VesaliusError):
         self.head, self.yours = head, yours
 
 
+class LabelsChanged(VesaliusError):
+    """Another table of labels was saved first: ``labels`` is that one."""
+
+    def __init__(self, labels: tuple[Label, ...]):
+        super().__init__("someone changed the labels meanwhile", fix="look at the table as it is now, and change it again")
+        self.labels = labels
+
+
 @dataclass(frozen=True)
 class Label:
     """A structure: its value in mask files, and how it is shown."""
@@ -117,6 +132,11 @@ class Label:
     name: str
     value: int
     color: str
+
+
+def labels_version(labels: Sequence[Label]) -> str:
+    """Names a table of labels by what is in it."""
+    return hashlib.sha256(json.dumps([asdict(x) for x in labels]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -144,13 +164,13 @@ class Entry:
 
 
 def manifest_of(data: str | Path | Sequence[str | Path]) -> Manifest:
-    """A dataset, or image files (and folders of them) that lie about: each is a case named after its file."""
+    """A dataset, or image files (and folders of them) that lie about: each is a case named after its file, or each of its frames is."""
     given = [str(d) for d in ([data] if isinstance(data, (str, Path)) else data)]
     if not given:
         raise UsageError("nothing to annotate", fix="name a dataset, a folder or image files")
     if len(given) == 1 and not Path(given[0]).is_file() and not _is_of_series(Path(given[0])):
         try:
-            return open_dataset(given[0])
+            return framed(open_dataset(given[0]))
         except DataError:
             if not _loose(Path(given[0])):
                 raise
@@ -163,14 +183,27 @@ def _loose(folder: Path) -> list[Path]:
     endings = (*WRITABLE, ".jpg", ".jpeg", ".tiff", ".bmp", ".pgm")
     seen = sorted(p for p in folder.glob("*") if not p.name.startswith("."))
     files = [p for p in seen if p.is_file() and p.name.lower().endswith(endings)]
-    return files + series_in(folder) + [series for p in seen if p.is_dir() for series in series_in(p)]
+    return files + [series for p in (folder, *(p for p in seen if p.is_dir())) for series in _series(p)]
+
+
+def _series(folder: Path) -> list[Path]:
+    """The DICOM series of one of several folders; one whose DICOM files are no images is named and left out."""
+    try:
+        return series_in(folder)
+    except DataError as error:
+        if error.what != "no DICOM image in this folder":  # damaged ones are refused
+            raise
+        note(f"left out: {error.what}", folder)
+        return []
 
 
 def _is_of_series(folder: Path) -> bool:
     """Whether a folder without a dataset's description holds DICOM series, itself or in its folders: not pictures, one a slice."""
     if not folder.is_dir() or any((folder / name).exists() for name in ("dataset.toml", "dataset.json", "cases.csv", "images")):
         return False
-    return any(not p.is_file() for one in (folder, *folder.glob("*/")) for p in series_in(one))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", io.VesaliusNote)  # said when they are opened
+        return any(not p.is_file() for one in (folder, *folder.glob("*/")) for p in _series(one))
 
 
 def _of_files(files: Sequence[Path]) -> Manifest:
@@ -186,9 +219,8 @@ def _of_files(files: Sequence[Path]) -> Manifest:
         rows.append(CaseRef(name, name, images={IMAGE: str(file.resolve())}))
     if len(dims) > 1:
         raise DataError("pictures and volumes cannot be annotated in one project", fix="name either the ones or the others")
-    return Manifest(
-        "images", files[0].parent.resolve(), dims.pop(), (IMAGE,), {"background": 0, "foreground": 1}, tuple(rows), layout="files"
-    )
+    root, labels = files[0].parent.resolve(), {"background": 0, "foreground": 1}
+    return framed(Manifest("images", root, dims.pop(), (IMAGE,), labels, tuple(rows), layout="files"))
 
 
 class Project:
@@ -209,6 +241,7 @@ class Project:
             _TABLES.create_all(db)
             self._take_in(db)
         self._recover()
+        self._clean()
 
     def close(self) -> None:
         self.engine.dispose()
@@ -244,6 +277,24 @@ class Project:
             named = [(n, v) for k, (n, v) in enumerate(self.manifest.labels.items()) if k] or [("foreground", 1)]
             labels = [asdict(Label(n, int(v), COLOURS[k % len(COLOURS)])) for k, (n, v) in enumerate(named)]
             db.execute(sql.insert(_facts).values(key="labels", value=labels))
+        if db.scalar(sql.select(_facts.c.value).where(_facts.c.key == "id")) is None:
+            db.execute(sql.insert(_facts).values(key="id", value=secrets.token_hex(8)))
+
+    @property
+    def id(self) -> str:
+        """Random, and the project's for ever."""
+        with self._reading() as db:
+            return db.scalar(sql.select(_facts.c.value).where(_facts.c.key == "id"))
+
+    def _clean(self) -> None:
+        """Old exports go, and what trainings and exports that were broken off left: copies of what the project has."""
+        oldest = time.time() - KEPT_EXPORTS
+        for path in (*self.folder.glob("exports/*"), *self.folder.glob("datasets/*")):
+            with suppress(OSError):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.lstat().st_mtime < oldest:
+                    path.unlink()
 
     def _recover(self) -> None:
         """Mask files whose row a crash prevented become versions beside the head; what was half-written goes."""
@@ -265,8 +316,9 @@ class Project:
         with self._reading() as db:
             return tuple(Label(**row) for row in db.scalar(sql.select(_facts.c.value).where(_facts.c.key == "labels")))
 
-    def set_labels(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Label, ...]:
-        """Replace the label table. Names and values are unique; a value that a saved version may hold cannot go."""
+    def set_labels(self, rows: Sequence[Mapping[str, Any]], known: str | None = None) -> tuple[Label, ...]:
+        """Replace the label table. Names and values are unique; a value that a saved version may hold cannot go. ``known`` is the version
+        of the table that these were made from: raises LabelsChanged where there is another one now, which is not this one."""
         labels = []
         for k, row in enumerate(rows):
             name, value, colour = (
@@ -284,9 +336,10 @@ class Project:
         if not labels or len({x.value for x in labels}) < len(labels) or len({x.name for x in labels}) < len(labels):
             raise UsageError("labels have different names and values, and there is at least one")
         with self._writing() as db:
-            gone = {row["value"] for row in db.scalar(sql.select(_facts.c.value).where(_facts.c.key == "labels"))} - {
-                x.value for x in labels
-            }
+            now = tuple(Label(**row) for row in db.scalar(sql.select(_facts.c.value).where(_facts.c.key == "labels")))
+            if known not in (None, labels_version(now)) and now != tuple(labels):
+                raise LabelsChanged(now)
+            gone = {x.value for x in now} - {x.value for x in labels}
             if gone and db.scalar(sql.select(sql.func.count()).select_from(_versions)):
                 raise UsageError("labels of saved masks cannot be removed", found=sorted(gone), fix="rename them instead")
             db.execute(sql.update(_facts).where(_facts.c.key == "labels").values(value=[asdict(x) for x in labels]))
@@ -367,6 +420,17 @@ class Project:
             return self.manifest.channels[:1]
         return tuple(ref.images) or self.manifest.channels
 
+    def brings_label(self, entry: Entry) -> bool:
+        """Whether the dataset has a label for a case."""
+        ref = self._refs.get(entry.name)
+        return ref is not None and bool(ref.labels)
+
+    def source(self, entry: Entry) -> Path | None:
+        """The file that a case's first image was read from; None where that is no file of its own."""
+        ref = self._refs.get(entry.name)
+        file = Path(file_of(self.manifest, next(iter(ref.images.values())))[0]) if ref is not None and ref.images else None
+        return file if file is not None and file.is_file() else None
+
     def series(self, entry: Entry, format: str) -> str:
         """The address of the DICOM series that a case was read from. Raises DataError, naming the case, where it was read from none."""
         ref = self._refs.get(entry.name)
@@ -386,12 +450,24 @@ class Project:
         facts = f"{file.stat().st_mtime_ns} {file.stat().st_size}" if file.exists() else ""
         return hashlib.sha256(f"{ref.images[channel]} {facts}".encode()).hexdigest()[:16]
 
+    def promise(self, entry: Entry, channel: str) -> tuple[tuple[int, ...], np.dtype] | None:
+        """Shape (C, *spatial) and type of an image, by its header; None where there is none, which reading decides."""
+        ref = self._refs.get(entry.name)
+        if ref is not None and channel in ref.images:
+            with suppress(DataError, OSError):
+                file, one = file_of(self.manifest, ref.images[channel])
+                sides, _, dtype = header_of(file, spacing_of(self.manifest, ref))
+                return sides if one is None else (1, *sides[1:]), dtype
+        return None
+
     def add(self, name: str, content: bytes) -> str:
         """A new case from an uploaded NIfTI file, which is read before it is taken in; its id."""
         upload = f"{secrets.token_hex(8)}.nii.gz" if content[:2] == b"\x1f\x8b" else f"{secrets.token_hex(8)}.nii"
         path = self.folder / "uploads" / upload
         io.atomic_write_bytes(path, content)
         try:
+            sides, _, dtype = io.header(path)
+            check_weight(sides, dtype)
             image = io.read_image(path)
             if image.geometry.ndim != min(self.manifest.dims, 3):
                 raise GeometryError("the image has other dimensions than this project's", found=f"{image.geometry.ndim}D")
@@ -429,7 +505,8 @@ class Project:
     def save(
         self, case: str, mask: np.ndarray, parent: str | None, *, user: str, origin: Mapping[str, Any] | None = None, note: str = ""
     ) -> Version:
-        """Keep ``mask`` (*spatial), label values on the case's grid, as a new version made from ``parent``; the case becomes a draft.
+        """Keep ``mask`` (*spatial), label values on the case's grid, as a new version made from ``parent``; the case becomes a draft, also
+        one that was done where the mask is another. The mask of the newest version, sent again by the same person, is that version.
 
         Raises GeometryError (other shape), DataError (values without a label), Missing (case or parent unknown), ResourceError (disk:
         nothing was kept) and Conflict (kept, but another version is the head)."""
@@ -450,12 +527,17 @@ class Project:
         try:
             with self._writing() as db:
                 number = _number(entry.id)
-                head = db.scalar(sql.select(_cases.c.head).where(_cases.c.number == number))
+                head, status = db.execute(sql.select(_cases.c.head, _cases.c.status).where(_cases.c.number == number)).one()
+                if head != parent and head is not None:
+                    row = db.execute(sql.select(_versions).where(_versions.c.id == head)).one()
+                    if (row.parent, row.user) == (parent, user) and self._holds(entry.id, head, mask):
+                        path.unlink()
+                        return Version(row.id, row.parent, row.user, row.at, row.origin, row.note)
                 db.execute(sql.insert(_versions).values(**asdict(version), case=number))
                 changes: dict[str, Any] = {"updated": version.at} | ({"head": version.id} if head == parent else {})
+                if status == "todo" or status != "draft" and head == parent and not self._holds(entry.id, head, mask):
+                    changes["status"] = "draft"
                 db.execute(sql.update(_cases).where(_cases.c.number == number).values(**changes))
-                todo = (_cases.c.number == number) & (_cases.c.status == "todo")
-                db.execute(sql.update(_cases).where(todo).values(status="draft"))
         except Exception:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -463,6 +545,12 @@ class Project:
         if head != parent:
             raise Conflict(head, version.id)
         return version
+
+    def _holds(self, case: str, version: str | None, mask: np.ndarray) -> bool:
+        """Whether a version is this mask; one that cannot be read is not."""
+        with suppress(VesaliusError):
+            return np.array_equal(io.read_image(self.folder / "masks" / case / f"{version}.nii.gz").data[0], mask)
+        return False
 
     def mask_path(self, case: str, version: str | None = None) -> Path:
         """The file of a version (None: the head). Raises Missing."""

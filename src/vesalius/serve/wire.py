@@ -8,21 +8,39 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import nibabel as nib
 import numpy as np
+import psutil
 from isal import igzip
 
 from .. import io
-from ..core.errors import DataError, GeometryError, VesaliusError
+from ..core.errors import DataError, GeometryError, ResourceError, VesaliusError
 from ..core.geometry import Geometry
+from ..io.notes import megabytes
 from ..ops.components import bounding_box
 
 _RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+MOST_SHOWN = 2**31  # bytes of voxels that a browser can hold
+_COPIES = 4  # of the voxels while they are encoded
 _TYPES = {"uint8": np.uint8, "uint16": np.uint16, "int16": np.int16, "int32": np.int32}
+
+
+def check_weight(sides: Sequence[int], dtype: np.dtype) -> None:
+    """Raises DataError for an image that no browser can hold and ResourceError for one that this machine cannot now, by its header."""
+    size, fix = math.prod(sides) * min(dtype.itemsize, 4), "crop or resample it"
+    if size > MOST_SHOWN:
+        raise DataError("the image is larger than a browser can hold", found=megabytes(size), allowed=megabytes(MOST_SHOWN), fix=fix)
+    free = psutil.virtual_memory().available
+    if _COPIES * size > free:
+        raise ResourceError(
+            "there is not enough memory for this image", found=f"{megabytes(size)} of voxels, {megabytes(free)} free", fix=fix
+        )
 
 
 def encode(data: np.ndarray, geometry: Geometry) -> bytes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from .. import io
-from ..core.errors import DataError, UsageError
+from ..core.case import Case, Image
+from ..core.errors import DataError, UsageError, VesaliusError
+from ..core.prediction import Prediction
 from ..engine.doubt import doubt_of
 from ..engine.embeddings import Embeddings
 from ..engine.infer import infer
@@ -23,16 +26,20 @@ from .sessions import Prompted, Sessions, carry, propagate
 from .store import Conflict, Entry, Project, Version
 from .wire import encode
 
+MOST_SCORED = 32  # open cases that a new model is asked about
+
 
 @dataclass
 class Desk:
-    """A project with what works on it."""
+    """A project with what works on it; ``trained`` is told of every new model."""
 
     project: Project
     models: Models
     sessions: Sessions
-    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    pictures: active.Pictures = field(default_factory=active.Pictures)
     encoding: threading.Lock = field(default_factory=threading.Lock)  # one volume at a time: memory
+    answering: threading.Lock = field(default_factory=threading.Lock)  # one answer at a time: memory
+    trained: Callable[[str], None] = lambda model: None
 
     def run(self, job: Job, case: str, model: str, user: str) -> dict:
         """A model's own answer as a new version; of an untouched case it is the draft to start from. The result names the version."""
@@ -40,20 +47,41 @@ class Desk:
             raise UsageError("this model answers to prompts", found=model, fix="start a session with it")
         job.say(0.05, "reading")
         image, parent = self.project.read(case), self.project.entry(case).head
-        loaded = self.models.load(model, image)
         job.say(0.2, "predicting")
-        answer = infer(loaded.method, image, loaded.plan, probability=True)
+        answer, doubt = self._answer(case, image, model)
         if answer.label is None:
             raise DataError("this model gives no masks")
-        doubt = doubt_of(answer)
-        if doubt is not None:
-            self.project.set_priority(case, active.overall(doubt.data))
         job.say(0.9, "saving")
         kept = self.keep(case, self.project.to_values(answer.label), parent, user, {"kind": "model", "model": model})
         if doubt is not None:
             percent = encode((100 * doubt.data).round().astype(np.uint8), doubt.geometry)
             io.atomic_write_bytes(self.project.folder / "doubt" / case / f"{kept['version']}.nii.gz", percent)
         return kept
+
+    def _answer(self, case: str, image: Case, model: str) -> tuple[Prediction, Image | None]:
+        """A model's own answer and its doubt, which says how much is to be learnt from the case."""
+        loaded = self.models.load(model, image)
+        with self.answering:
+            answer = infer(loaded.method, image, loaded.plan, probability=True)
+        doubt = doubt_of(answer)
+        if doubt is not None:
+            self.project.set_priority(case, active.overall(doubt.data))
+        return answer, doubt
+
+    def score(self, job: Job, model: str) -> dict:
+        """How unsure a model is of the first cases that are open. The result says of how many."""
+        if self.models.get(model).kinds:
+            return {"cases": 0}
+        left = [e for e in self.project.entries() if e.status in ("todo", "draft")][:MOST_SCORED]
+        scored = 0
+        for k, entry in enumerate(left):
+            job.say(k / len(left), "looking at open cases")
+            try:
+                _, doubt = self._answer(entry.id, self.project.read(entry.id), model)
+            except VesaliusError:  # of one case, which whoever opens it is told
+                continue
+            scored += doubt is not None
+        return {"cases": scored}
 
     def keep(self, case: str, mask: np.ndarray, parent: str | None, user: str, origin: Mapping[str, Any]) -> dict:
         """Save what a job made; where somebody saved meanwhile it stands beside theirs."""
@@ -63,8 +91,11 @@ class Desk:
         except Conflict as beside:
             return {"version": beside.yours, "conflict": True}
 
-    def propagate(self, job: Job, case: str, model: str, object: str, version: str | None, start: int, axis: int, user: str) -> dict:
-        """One structure carried on from its mask in slice ``start``; other structures keep their voxels."""
+    def propagate(
+        self, job: Job, case: str, model: str, object: str, version: str | None, start: int, axis: int, user: str, window: Any = None
+    ) -> dict:
+        """One structure carried on from its mask in slice ``start``; other structures keep their voxels. ``window``: of grey values, for
+        models that see the image through one (None: that of the newest session)."""
         image = self.project.read(case)
         if image.geometry.ndim != 3 or axis not in (0, 1, 2) or not 0 <= start < image.geometry.shape[axis]:
             raise UsageError("there is no such slice", found=f"axis {axis}, slice {start}")
@@ -74,7 +105,8 @@ class Desk:
         if carrier is not None:
             new = carry(carrier, image, mask == value, start, axis, job.say)
         else:
-            session = Prompted(secrets.token_hex(8), image, case, model, self.models.load(model, image), None, Embeddings(0))
+            window = window or self.sessions.window_of(case, model)
+            session = Prompted(secrets.token_hex(8), image, case, model, self.models.load(model, image), window, Embeddings(0))
             new = propagate(session, mask == value, start, axis, job.say)
         out = np.where(new & (mask == 0), value, mask)
         parent = version or self.project.entry(case).head
@@ -99,11 +131,15 @@ class Desk:
             raise DataError("no case is done yet", fix="mark the cases that the model may learn from as done")
         name = f"{method}-{secrets.token_hex(4)}"
         data, out = self.project.folder / "datasets" / name, self.project.folder / "runs" / name
-        export.as_dataset(self.project, done, data, lambda share, text: job.say(0.1 * share, text))
-        request = {"method": method, "data": str(data), "out": str(out), "minutes": minutes, "iterations": iterations}
-        job.say(0.1, "training")
-        result = train_apart(_Part(job, 0.1), {**request, "options": dict(options or {})})
+        try:
+            export.as_dataset(self.project, done, data, lambda share, text: job.say(0.1 * share, text))
+            request = {"method": method, "data": str(data), "out": str(out), "minutes": minutes, "iterations": iterations}
+            job.say(0.1, "training")
+            result = train_apart(_Part(job, 0.1), {**request, "options": dict(options or {})})
+        finally:
+            shutil.rmtree(data, ignore_errors=True)  # the project has it all
         model = self.project.add_run(out, f"{method}, {len(done)} cases")
+        self.trained(model)
         return {"model": model, "cases": len(done), **result}
 
 

@@ -1,0 +1,288 @@
+"""The annotator's page in a real browser, further: windows, planes, others' labels, label maps of files, exports, signing in again."""
+
+import json
+import time
+import urllib.request
+import zipfile
+
+import numpy as np
+
+from tests.serve import test_page as first
+from tests.serve.desk import PICTURE, TOKEN, VOLUME, project_of
+from tests.serve.test_page import Desk, enter, saved, shown, spots
+from vesalius import io
+from vesalius.serve.security import Guard
+from vesalius.serve.store import Project, manifest_of
+
+pytestmark = first.pytestmark
+browser, opened = first.browser, first.opened
+OTHER = "a token of another start"
+
+
+def asked(desk, verb, path, given=None, **headers):
+    """What somebody else asks of the server, and its answer, still open."""
+    headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json", **headers}
+    body = None if given is None else json.dumps(given).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{desk.port}{path}", body, headers, method=verb)
+    return urllib.request.urlopen(request, timeout=30)
+
+
+def requests(page):
+    return page.value("performance.getEntriesByType('resource').length")
+
+
+def at_rest(page):
+    """All that the page asked for is here."""
+    before = -1
+    while before != (before := requests(page)):
+        time.sleep(0.4)
+
+
+def test_windows_planes_and_slices(browser, tmp_path):
+    """Presets in HU where the values are such, 3D and back, and no request while one scrolls."""
+    (tmp_path / "images").mkdir()
+    hu = np.full((1, *VOLUME.shape), -1000, np.int16)
+    hu[:, 4:16, 4:12, 2:10], hu[:, 8:12, 6:10, 4:8] = 40, 900
+    io.write_image(tmp_path / "images" / "ct.nii.gz", hu, VOLUME)
+    noise = np.random.default_rng(0).integers(0, 200, (1, *VOLUME.shape)).astype(np.int16)
+    io.write_image(tmp_path / "images" / "mr.nii.gz", noise, VOLUME)
+    desk, page = Desk(project_of(tmp_path)), browser
+    try:
+        enter(page, desk, model=None)
+        page.until("document.querySelector('#preset option[value=\"CT bone\"]')")
+        page.choose("#preset", "CT bone")
+        assert page.value("vesalius.view.window") == [-500, 1300] and page.value("vesalius.preset") == "CT bone"
+        page.key("w")
+        assert page.value("vesalius.preset") == "CT brain" and page.value("vesalius.view.window") == [0, 80]
+        page.choose('[aria-label="Lowest grey value"]', "-200")
+        assert page.value("vesalius.view.window") == [-200, 80] and page.value("vesalius.preset") == "Own"
+
+        assert page.value("vesalius.view.tiles.length") == 3
+        page.value("[...document.querySelectorAll('[aria-label=Planes] button')].find(b => b.textContent == '3D').click()")
+        page.until("vesalius.view.plane == 'render' && vesalius.view.tiles.length == 0")
+        page.key("a")
+        page.until("vesalius.view.plane == 'all' && vesalius.view.tiles.length == 3")
+
+        at_rest(page)
+        page.value("performance.clearResourceTimings(); vesalius.view.place = [9, 7, 0]")
+        seen = set()
+        for _ in range(VOLUME.shape[2] - 1):
+            page.key("ArrowUp")
+            seen.add(page.value("vesalius.view.place[2]"))
+        (x, y) = spots(page, (9, 7, 11))[0]
+        for _ in range(5):
+            page.send("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=100)
+        page.until("vesalius.view.place[2] != 11")
+        time.sleep(0.3)
+        assert seen == set(range(1, VOLUME.shape[2])) and requests(page) == 0
+
+        page.key("j")
+        page.until("vesalius.current?.record.id == 'c2' && !vesalius.loading")
+        assert page.value("[...document.querySelectorAll('#preset option')].map(o => o.value)") == ["Auto", "Full range"]
+        assert page.errors == []
+    finally:
+        desk.stop()
+
+
+def test_a_mask_carried_on_a_comment_and_the_next_case(browser, opened):
+    page, desk = browser, opened(3)
+    enter(page, desk)
+    page.value("vesalius.view.place = [9, 7, 5]")
+    page.key("b")
+    page.drag(spots(page, (3.6, 4.6, 5), (10.4, 8.4, 5)))
+    page.until("vesalius.current.prompter.prompts == 1")
+    page.key("p")
+    page.until("vesalius.current.record.versions.some(v => v.origin.kind == 'propagated') && !vesalius.current.saver.unsaved")
+    mask = shown(page, VOLUME.shape)
+    assert mask[4:11, 5:9].all() and mask.sum() == 7 * 4 * 12 and np.array_equal(desk.mask(), mask)
+    made = desk.project.entry("c1").versions
+    assert made[-1].origin["model"] == "flat", "the chosen one"
+    assert [(p["kind"], p["label"]) for p in made[0].origin["prompts"]] == [("box", "foreground")]
+
+    page.value("document.querySelector('.section textarea').focus()")
+    page.type("<b>carried</b> too far")
+    page.value("[...document.querySelectorAll('.section button')].find(b => b.textContent == 'Add').click()")
+    page.until("document.querySelector('.comment p')?.textContent == '<b>carried</b> too far'")
+    assert desk.project.entry("c1").comments[0]["text"] == "<b>carried</b> too far"
+
+    page.value("document.activeElement.blur()")
+    page.key("g")
+    page.until("vesalius.toast?.text.includes('Mark it done')")
+    page.key("#", code="Digit3", shift=True)
+    page.until("document.querySelector('.status .done').getAttribute('aria-pressed') == 'true'")
+    page.key("g")
+    page.until("vesalius.current?.record.id == 'c2' && !vesalius.loading")
+    assert page.errors == []
+
+
+def test_labels_that_others_change_too(browser, opened):
+    """Name, colour, removal; somebody else's table comes by itself, and is not overwritten where it did not."""
+    page, desk = browser, opened(2)
+    enter(page, desk)
+    names = "vesalius.project.labels.map(l => l.name).join()"
+    page.value("document.querySelector('.label .link').click()")
+    page.until("document.querySelector('.rename') === document.activeElement")
+    page.type("lesion")
+    page.key("Enter")
+    page.until(f"{names} == 'lesion'")
+    page.choose('.label input[type="color"]', "#00ff00")
+    page.until("vesalius.project.labels[0].color == '#00ff00'")
+    assert [(x.name, x.color) for x in desk.project.labels] == [("lesion", "#00ff00")]
+
+    with asked(desk, "GET", "/api/events?user=Anna&tab=a"), asked(desk, "GET", "/api/events?user=Anna&tab=b"):
+        page.until("document.querySelector('.people').textContent == '2 people here'")
+        theirs = [{"name": "lesion", "value": 1, "color": "#00ff00"}, {"name": "cyst", "value": 2, "color": "#ff0000"}]
+        asked(desk, "PUT", "/api/labels", theirs, **{"if-match": page.value("vesalius.project.labels_version")}).close()
+        page.until(f"{names} == 'lesion,cyst' && document.querySelectorAll('.label').length == 2")
+    page.until("document.querySelector('.people').textContent == ''")
+
+    desk.project.set_labels([*theirs, {"name": "vessel", "value": 3, "color": "#0000ff"}])  # and nobody tells the page
+    page.click("#add-label")
+    page.until(f"{names} == 'lesion,cyst,vessel,label 4' && document.querySelector('.rename')")
+    assert "your change in it" in page.value("vesalius.toast.text") and page.value("vesalius.label") == 4
+    page.key("Escape")
+    page.value("[...document.querySelectorAll('.label.active button')].find(b => b.textContent == 'Remove').click()")
+    page.until(f"{names} == 'lesion,cyst,vessel' && vesalius.label == 1")
+    assert [x.name for x in desk.project.labels] == ["lesion", "cyst", "vessel"]
+
+    page.key("x")
+    page.drag(spots(page, (15, 30, 0)))  # nothing is there to take away from
+    page.until("vesalius.toast?.text.includes('Draw a box around it first')")
+    page.key("d")
+    page.drag(spots(page, (10, 12, 0), (10, 20, 0)))
+    page.value("vesalius.removeLabel(vesalius.project.labels[0])")
+    page.until("vesalius.toast?.text.includes('is drawn in this case')")
+    saved(page)
+    page.value("vesalius.removeLabel(vesalius.project.labels[1])")
+    page.until("vesalius.toast?.text.includes('labels of saved masks cannot be removed')")
+    assert page.errors == []
+
+
+def test_labels_of_the_data_set_and_of_files(browser, tmp_path):
+    """Two images of a case, the label it comes with, and a mask that another program wrote."""
+    folder, rng = tmp_path / "data", np.random.default_rng(0)
+    for name in ("t1", "t2", "mask"):
+        (folder / name).mkdir(parents=True)
+    brought = np.zeros(VOLUME.shape, np.uint8)
+    brought[3:9, 4:9, 2:7] = 1
+    rows = ["case,patient,split,image:T1,image:T2,label:reference"]
+    for k in range(2):
+        for name, low in (("t1", 0), ("t2", 500)):
+            image = rng.integers(low, low + 100, (1, *VOLUME.shape)).astype(np.int16)
+            io.write_image(folder / name / f"{k}.nii.gz", image, VOLUME)
+        io.write_labels(folder / "mask" / f"{k}.nii.gz", brought, VOLUME)
+        rows.append(f"case{k},p{k},train,t1/{k}.nii.gz,t2/{k}.nii.gz," + ("" if k else "mask/0.nii.gz"))
+    (folder / "cases.csv").write_text("\n".join(rows) + "\n")
+    facts = 'name = "two"\nmodality = "MR"\ndims = 3\nlicence = "none"\nsource = "made"\n[labels]\nbackground = 0\norgan = 1\n'
+    (folder / "dataset.toml").write_text(facts)
+    desk, page = Desk(Project(tmp_path / "project", manifest_of(folder))), browser
+    try:
+        enter(page, desk, model=None)
+        assert page.value("vesalius.channel") == "T1" and page.value("+vesalius.view.valueAt([9, 7, 5])") < 100
+        page.choose('[aria-label="Image"]', "T2")
+        page.until("vesalius.channel == 'T2' && +vesalius.view.valueAt([9, 7, 5]) >= 500")
+
+        page.value("document.querySelector('#reference').click()")
+        page.until("vesalius.current.saver.unsaved || vesalius.current.saver.head")
+        assert np.array_equal(shown(page, VOLUME.shape), brought)
+        saved(page)
+        assert np.array_equal(desk.mask(), brought)
+        page.key("z", ctrl=True)
+        assert not shown(page, VOLUME.shape).any(), "a step that can be taken back"
+        saved(page)
+
+        other = np.zeros(VOLUME.shape, np.uint8)
+        other[10:14, 4:9, 2:7] = 1
+        io.write_labels(tmp_path / "of Slicer.nii.gz", other, VOLUME)
+        page.upload("#mask-file", tmp_path / "of Slicer.nii.gz")
+        page.until("document.querySelector('.version .from')?.textContent.startsWith('from file of Slicer.nii.gz')")
+        page.until("!vesalius.current.saver.unsaved && vesalius.current.saver.state.kind == 'saved'")
+        assert np.array_equal(shown(page, VOLUME.shape), other) and np.array_equal(desk.mask(), other)
+        page.upload("#mask-file", folder / "t2" / "0.nii.gz")
+        page.until("vesalius.toast?.bad")
+        assert np.array_equal(desk.mask(), other)
+
+        page.key("j")
+        page.until("vesalius.current?.record.id == 'c2' && !vesalius.loading && document.querySelector('#reference').hidden")
+        assert page.value("vesalius.channel") == "T2" and page.errors == []
+    finally:
+        desk.stop()
+
+
+def test_every_format(browser, opened):
+    """What the export window offers for pictures comes down as a file."""
+    page, desk = browser, opened(2)
+    mask = np.zeros(PICTURE.shape, np.uint8)
+    mask[4:10, 4:10] = 1
+    desk.project.save("c1", mask, None, user="a")
+    enter(page, desk, model=None)
+    wanted = {"nifti": ".nii.gz", "dataset": "dataset.toml", "png": ".png", "coco": ".json"}
+    page.click("#export")
+    assert page.value("[...document.querySelectorAll('dialog input[name=format]')].map(i => i.value)") == list(wanted)
+    page.value("document.querySelector('dialog').close()")
+    for k, (name, ending) in enumerate(wanted.items(), 1):
+        for file in page.downloads.glob("*.zip"):
+            file.unlink()
+        page.click("#export")
+        page.value(f"document.querySelector('dialog input[value={name}]').click()")
+        page.click("#export-go")
+        page.until(f"vesalius.jobs.filter(j => j.kind == 'export' && j.state == 'done').length == {k}")
+        for _ in range(100):
+            if files := list(page.downloads.glob("*.zip")):
+                break
+            time.sleep(0.1)
+        with zipfile.ZipFile(files[0]) as archive:
+            assert any(n.endswith(ending) for n in archive.namelist()), archive.namelist()
+    assert page.errors == []
+
+
+def test_signed_out_and_in_again(browser, opened):
+    """A server that was started anew has another token: what is drawn is kept, and with the new link all goes on, without a reload."""
+    page, desk = browser, opened(2)
+    enter(page, desk, model=None)
+    desk.stop()
+    desk.start(Guard(OTHER))
+    page.until("document.querySelector('[data-notice=signin]')")
+    page.key("d")
+    page.drag(spots(page, (10, 12, 0), (10, 20, 0)))
+    page.until("vesalius.current.saver.state.kind == 'kept' && vesalius.drafts.size == 1")
+    assert desk.mask() is None and not page.value("!!document.querySelector('[data-notice=offline]')")
+    page.value(f"fetch('/open?token={OTHER.replace(' ', '%20')}')")  # the new link, in another tab
+    page.until("!document.querySelector('[data-notice=signin]') && vesalius.online")
+    saved(page)
+    assert np.array_equal(desk.mask(), shown(page, PICTURE.shape)) and desk.mask().any()
+    page.until("vesalius.people.length == 1")
+    asked(desk, "PUT", "/api/cases/c2/status", {"status": "done"}, authorization=f"Bearer {OTHER}").close()
+    page.until("vesalius.cases[1].status == 'done'")  # events come again
+    assert [e for e in page.errors if "401" not in e] == []
+
+
+def test_drafts_of_another_project_at_the_same_address(browser, opened, tmp_path):
+    """Two projects of loose files are called alike, and so may be their cases: neither is offered the other's edits."""
+    page, desk = browser, opened(2)
+    enter(page, desk, model=None)
+    desk.stop()
+    page.key("d")
+    page.drag(spots(page, (10, 12, 0), (10, 20, 0)))
+    page.until("vesalius.drafts.size == 1")
+    (tmp_path / "other").mkdir()
+    mine, desk.project = desk.project, project_of(tmp_path / "other", 2)
+    desk.start()
+    page.until("vesalius.notices.some(n => n.text.includes('Another project'))")
+    page.value("vesalius.current.saver.flush()")
+    assert page.value("vesalius.current.saver.unsaved") and not desk.project.entry("c1").versions
+    desk.stop()
+    desk.project, theirs = mine, desk.project
+    desk.start()
+    saved(page)
+    assert np.array_equal(desk.mask(), shown(page, PICTURE.shape)), "the page goes on where its own project is back"
+
+    desk.stop()
+    page.drag(spots(page, (14, 12, 0), (14, 20, 0)))
+    page.until("vesalius.drafts.size == 1")
+    page.go("about:blank")
+    desk.project = theirs
+    desk.start()
+    enter(page, desk, model=None)
+    assert page.value("vesalius.drafts.size") == 1 and not page.value("!!document.querySelector('[data-notice=draft]')")
+    assert page.value("vesalius.cases.some(c => vesalius.hasDraft(c))") is False
