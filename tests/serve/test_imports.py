@@ -1,6 +1,9 @@
 """What comes in as files: label maps of other programs, films, folders of DICOM series, images too large to show."""
 
+import io as files
+import tarfile
 import warnings
+import zipfile
 
 import numpy as np
 import psutil
@@ -72,6 +75,32 @@ def test_files_that_are_no_mask_of_this_image_are_refused_in_a_sentence(tmp_path
     assert bring(client, whole, case="c9").status_code == 404
     monkeypatch.setattr(wire, "MOST_SHOWN", 1000)
     assert "larger than a browser" in bring(client, whole).json()["error"], "by its header"
+
+
+def archives():
+    """A zip and a tar with a name that leads outside, as they are sent."""
+    zipped, tarred = files.BytesIO(), files.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("../../slipped.nii", b"x" * 1000)
+    with tarfile.open(fileobj=tarred, mode="w:gz") as archive:
+        entry = tarfile.TarInfo("/etc/slipped.nii")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(entry)
+    return zipped.getvalue(), tarred.getvalue()
+
+
+def test_archives_are_not_taken(tmp_path):
+    client = client_of(project_of(tmp_path))
+    before = {p for p in tmp_path.rglob("*") if "sqlite" not in p.name}
+    for content in archives():
+        for name in ("a.nii", "a.nii.gz", "a.zip", "a.tar.gz"):
+            answer = bring(client, content, name)
+            assert answer.status_code == 400 and len(answer.json()["error"]) < 300, answer.text
+        assert client.put("/api/cases/c1/label", content=content, params={"parent": "none"}).status_code == 400
+        for path in ("/datastore/", "/session/"):
+            assert client.put(path, params={"image": "a"}, files={"file": ("a.nii", content)}).status_code == 400
+    assert {p for p in tmp_path.rglob("*") if p.is_file() and "sqlite" not in p.name} <= before, "nothing is unpacked or left"
+    assert len(client.get("/api/cases").json()) == 2
 
 
 def test_a_mask_file_of_a_picture_has_its_size(tmp_path):

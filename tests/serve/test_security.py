@@ -119,6 +119,12 @@ def test_a_huge_upload_is_refused_by_its_length_alone(client):
     assert client.get("/info/", headers={"content-length": str(MOST_BODY)}).status_code == 200, "a length without a body"
 
 
+def test_a_form_of_very_many_parts_is_refused(client):
+    parts = "".join(f'--b\r\nContent-Disposition: form-data; name="p{k}"\r\n\r\n1\r\n' for k in range(2000)) + "--b--\r\n"
+    answer = client.put("/datastore/", params={"image": "a"}, content=parts, headers={"content-type": "multipart/form-data; boundary=b"})
+    assert answer.status_code == 400 and answer.json()["error"]
+
+
 def test_a_body_that_dawdles_is_given_up(monkeypatch):
     monkeypatch.setattr(security, "CHUNK_SECONDS", 0.05)
     sent = []

@@ -72,6 +72,7 @@ CARDS: tuple[Card, ...] = (
         gives=("labels", "probability"),
         claim="Trained through whole sessions, each turn betters the mask, and the corrective network better than the main one alone.",
         baseline="the same without the corrective network; one turn; any of the masks",
+        evidence="proof",
         phantom="shapes-3d",
         deviations=("learns from simulated sessions, one random structure a patch", "the window follows the prompts, not the reference"),
         small={"features": (4, 8, 16), "dim": 16, "depth": 2, "heads": 2, "interactions": 2, "clicks": 5, "lr": 4e-3},
