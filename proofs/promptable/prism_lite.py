@@ -85,7 +85,7 @@ def study() -> Study:
         ),
         metrics=("dsc",),
         seeds=3,
-        iterations=1600,
+        iterations=800,
         prompts=("1click", "5clicks"),
         plan={"batch": 2, "features": (8, 16, 32), "test_mirror": ()},
         measure=measure,
