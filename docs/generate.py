@@ -12,11 +12,13 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import sys
 from pathlib import Path
 
 from vesalius import catalog
+from vesalius.engine.study import find
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = {"dsc": "DSC", "hd95": "HD95 (mm)", "assd": "ASSD (mm)", "iou": "IoU", "nsd": "NSD"}
@@ -96,6 +98,8 @@ def proof_table(slug: str) -> str:
     budget = f"{record['iterations'] or 'the planned'} iterations"
     runs = f"{record['seeds']} seed{'s' * (record['seeds'] > 1)}"
     out = [f"Claim tested: {record['claim']}. `{record['command']}`, {runs}, {budget}, {record['date']}.", ""]
+    if record["study"] != hashlib.sha256(find(slug, ROOT).read_bytes()).hexdigest():
+        out += ["The study was changed since and not run again: what follows is of the earlier one.", ""]
     for where, result in record["results"].items():
         if "arms" not in result:
             out += [f"{where}: {result['skipped']}.", ""]

@@ -1,18 +1,83 @@
-"""Few labels after guessing hidden blocks and bands of all training frames, against the same fine-tuning of the same network from random
-weights, and against as many steps on the labels alone; at one's own centre (BUSI) and at a centre never seen (speckle phantom).
+"""Few labels after guessing hidden blocks and bands of 400 frames, against the same fine-tuning of the same network from random weights,
+and against as many steps on the labels alone; at the centres it learnt from (A, B) and at a third one that it never saw (C).
 
-``layer_decay`` keeps the weights of a long pretraining near what they are; it would hold back random ones, so no arm has it. Splits are by
-patient: the study's other question, what frame-wise splits would add, is refused by the engine. Components: a run keeps the largest alone
-where its validation cases gain by that, in every arm; one arm always does.
+Frames are of a sector probe with an uneven gain. Of linear frames with an even one four labels and sixty steps from random weights already
+reach a DSC of .89 on validation cases, so that nothing is left to learn beforehand. The pretext sees all training frames, and no label. The
+pretrained transformer is tuned with a ``layer_decay`` of .75, which keeps it near what it learnt; random weights would be held back by
+that and have none. BUSI, with 44 frames to learn from, is too small for a pretext and is left out.
+
+Splits are by patient: the study's other question, what frame-wise splits would add, is refused by the engine. No arm's run keeps largest
+components by itself; one arm is the same network, asked to. 'several components': the share of answers with more than one.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from vesalius.core.geometry import LongestSide
+from vesalius.datasets import open_dataset
+from vesalius.engine import api
+from vesalius.engine.evaluate import score
+from vesalius.engine.infer import infer
+from vesalius.engine.runs import build
 from vesalius.engine.study import Arm, Data, Expect, Study
+from vesalius.ops.components import components
 
 SMALL = {"dim": 64, "depth": 4, "heads": 4, "patch": 8, "width": 24, "block": 16, "lr": 2e-3, "layer_decay": 1.0, "rate": 2e-3}
-SHARE = 2 / 3  # of the steps without labels
+TUNED = {**SMALL, "layer_decay": 0.75}
+SHARE = 0.8  # of the steps without labels
+LABELLED = 4  # frames
+LOOK = "geometry=sector&corruption=bias&severity=5&corrupted=all"
+OWN = tuple(f"phantom:ultrasound?centre={c}&{LOOK}&cases=1,1,12" for c in "AB")
+SCORES = ("dsc", "iou", "sensitivity", "specificity", "accuracy")
+
+
+def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
+    """Rows of every arm's answers for test cases of the third centre, and their DSC for others of the centres it learnt from."""
+    split, rows = manifest.split(), []
+    for seed in range(seeds):
+        shown, done = api.hide_labels(manifest, split.train, LABELLED, seed), {}
+        common, _ = api.plan_for(shown, split, overrides=plan, progress=progress)
+        for arm in study.arms:
+            progress.say(f"== {arm.name}, seed {seed}")
+            options = {k: v for k, v in arm.options.items() if k != "keep_largest"}
+            kind = tuple(sorted(options.items()))
+            if kind not in done:
+                done[kind] = api.train(
+                    arm.method, shown, folder / arm.name / f"seed_{seed}", options=options, seed=seed, iterations=iterations,
+                    plan=common, split=split, validations=1, resume=True, progress=progress,
+                )  # fmt: skip
+            method, own = read_as(done[kind], arm), {"method": arm.name, "seed": seed}
+            for case, label, found in answers(method, manifest, split.test):
+                row = {**own, "case": case.id, "patient": case.patient}
+                rows += [{**row, "structure": s.structure, "metric": s.metric, "value": s.value} for s in found]
+                rows.append({**row, "metric": "several components", "value": float(several(label))})
+            for where in OWN:
+                other = open_dataset(where)
+                for case, _, found in answers(method, other, other.split().test):
+                    row = {**own, "case": f"{where} {case.id}", "patient": f"{where} {case.patient}", "metric": "dsc, own centres"}
+                    rows += [{**row, "structure": s.structure, "value": s.value} for s in found if s.metric == "dsc"]
+    return rows
+
+
+def read_as(trained, arm):
+    """The trained network, which keeps the largest component or not, as the arm says."""
+    method = build(arm.method, trained.plan, trained.manifest, {}, arm.options)
+    method.load_state(*trained.method.state())
+    return method.eval()
+
+
+def answers(method, manifest, cases):
+    """(case, label map, scores) of each; what the run found out about largest components is left aside."""
+    read = api.reader(manifest)
+    for case in map(read, cases):
+        said = infer(method, case, method.plan.derive(largest_component=()))
+        yield case, np.asarray(said.label.data), score(said, case, metrics=SCORES)
+
+
+def several(label: np.ndarray) -> bool:
+    """Whether there is more than one component of foreground."""
+    return len(components(label > 0)[1]) > 1
 
 
 def study() -> Study:
@@ -22,19 +87,20 @@ def study() -> Study:
         arms=(
             Arm("from scratch", "eus-usfm", {**SMALL, "pretext": "none", "pretrain": SHARE}),
             Arm("from scratch, all steps", "eus-usfm", {**SMALL, "pretext": "none", "pretrain": 0.0}),
-            Arm("eus-usfm", "eus-usfm", {**SMALL, "pretrain": SHARE}),
-            Arm("eus-usfm, largest component", "eus-usfm", {**SMALL, "pretrain": SHARE, "keep_largest": True}),
+            Arm("eus-usfm", "eus-usfm", {**TUNED, "pretrain": SHARE}),
+            Arm("eus-usfm, largest component", "eus-usfm", {**TUNED, "pretrain": SHARE, "keep_largest": True}),
         ),
-        data=(
-            Data("../shared/data/2d/busi_seg", labelled=8),
-            Data("phantom:ultrasound?centre=external", labelled=5, metrics=("dsc", "iou", "sensitivity", "specificity", "accuracy")),
-        ),
+        data=(Data(f"phantom:ultrasound?centre=external&{LOOK}&cases=400,12,24"),),
         baseline="from scratch",
         expects=(
             Expect("eus-usfm", "dsc", "higher"),
-            Expect("eus-usfm, largest component", "betti0_error", "lower", against="eus-usfm"),
+            Expect("eus-usfm", "dsc, own centres", "higher"),
+            Expect("eus-usfm", "dsc", "higher", against="from scratch, all steps"),
+            Expect("eus-usfm, largest component", "several components", "lower", against="eus-usfm"),
+            Expect("eus-usfm, largest component", "dsc", "higher", against="eus-usfm", margin=0.01),
         ),
-        metrics=("dsc", "iou", "sensitivity", "specificity", "accuracy", "betti0_error"),
-        iterations=360,
-        plan={"grid": LongestSide(96), "patch": (96, 96), "batch": 4, "precision": "32", "test_mirror": ()},
+        metrics=(*SCORES, "dsc, own centres", "several components"),
+        iterations=960,
+        plan={"grid": LongestSide(96), "patch": (96, 96), "batch": 8, "precision": "32", "test_mirror": ()},
+        measure=measure,
     )

@@ -211,3 +211,35 @@ def test_some_windows_are_the_image_s_own_and_spread():
     assert all(any(torch.equal(w, e) for e in every) for w in few)
     small = inferer.some(image[:, :2], 5)
     assert torch.equal(small[0, 0, 1:3], image[0, :2, :4]) and not small[:, :, 0].any() and not small[:, :, 3].any()
+
+
+TANH = (torch.tanh, lambda p: p.clamp(-0.999999, 0.999999).atanh())
+
+
+@pytest.mark.parametrize("mirror", [(), (0, 1)])
+def test_a_link_averages_what_is_seen_and_gives_logits_back(mirror):
+    image, inner = image_of((30, 25)), conv(2)
+    forward = lambda x: inner(x) + 9 * x.mean((1, 2, 3), keepdim=True)  # windows differ where they overlap
+    plain, linked = (SlidingWindow((12, 12), mirror_axes=mirror, link=link) for link in (None, TANH))
+    found = linked(forward, image)
+    torch.testing.assert_close(found.tanh(), plain(lambda x: forward(x).tanh(), image), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found, plain(forward, image), atol=1e-2)
+    slabs = torch.cat([rows.clone() for _, _, rows in linked.rows(forward, image)], 1)
+    assert torch.equal(slabs, found)
+
+
+def test_with_a_link_a_sure_window_does_not_outvote_a_likely_one():
+    """Where two windows overlap, the first says 0.6 with more than half the weight and the second is without a doubt that it is not."""
+    answers = iter([torch.tensor(0.6).atanh(), torch.tensor(-9.0)] * 2)
+    forward = lambda x: torch.full((1, 1, *x.shape[2:]), next(answers).item())
+    image, column = torch.zeros(1, 8, 12), 5  # windows at 0 and 4
+    first, second = importance(8)[column], importance(8)[column - 4]
+    expected = (0.6 * first - second) / (first + second)
+    assert expected > 0
+    seen = SlidingWindow((8, 8), link=TANH)(forward, image)[0, 0, column]
+    assert torch.isclose(seen.tanh().double(), expected, atol=1e-4) and SlidingWindow((8, 8))(forward, image)[0, 0, column] < 0
+
+
+def test_a_part_of_the_windows_cannot_be_linked():
+    with pytest.raises(UsageError, match="visited all"):
+        SlidingWindow((8, 8), link=TANH)(conv(2), image_of((20, 20)), only={(0, 0)})

@@ -13,6 +13,10 @@ from vesalius.core.method import Clock
 from vesalius.core.plan import Plan
 from vesalius.methods.recipe import Recipe
 from vesalius.networks.primus import Primus
+from vesalius.objectives.cldice import ClDice
+from vesalius.objectives.dice_ce import DiceCE
+from vesalius.objectives.structure_loss import StructureLoss
+from vesalius.objectives.tversky_ce import TverskyCE
 
 SMALL = {
     "pranet": {"depths": "1,1,1,1", "width": 8, "channels": 8},
@@ -162,8 +166,44 @@ def test_pretrained_weights_are_read_when_training_begins(tmp_path):
         build("primus", options={"pretrained": "w.safetensors"})
 
 
+def test_a_pretrained_backbone_learns_more_slowly():
+    options = {"pretrained": "later.safetensors", "backbone_rate": 0.1, "optimizer": "sgd", "lr": 1.0, "betas": "0,0.9"}
+    method = build("pranet", patch=64, options={**options, "clip_value": 0})
+    before = {k: p.detach().clone() for k, p in method.network.named_parameters()}
+    for p in method.network.parameters():
+        p.grad = torch.ones_like(p)
+    method.optimizers()["main"].step()
+    moved = {k: (before[k] - p.detach()).mean().item() for k, p in method.network.named_parameters()}
+    assert all(v == pytest.approx(0.1 if k.startswith("backbone.") else 1.0, rel=1e-3) for k, v in moved.items())
+    assert {k.partition(".")[0] for k in moved} > {"backbone"}
+    groups = build("pranet", patch=64, options={**options, "pretrained": ""}).optimizers()["main"].param_groups
+    assert len(groups) == 1 and groups[0]["lr"] == 1.0  # random weights have nothing to keep
+
+
+def test_a_loss_of_all_classes_and_maps_of_the_foreground_are_refused_together():
+    """With labels 0 and 1 alone in a batch it would pass, and take the first structure's map for the background's."""
+    for objective in (DiceCE, ClDice, TverskyCE):
+        with pytest.raises(UsageError, match="the background's too.*3 classes"):
+            Recipe(*task(2, classes=3, patch=16), objective=objective, outputs="foreground")
+        assert Recipe(*task(2, classes=3, patch=16), objective=objective).out_channels == 3
+    assert Recipe(*task(2, patch=16), outputs="foreground").out_channels == 1  # the sigmoid of a single map
+    assert Recipe(*task(2, classes=3, patch=16), objective=StructureLoss, outputs="foreground").out_channels == 2
+    with pytest.raises(UsageError, match="2 classes"):
+        Recipe(*task(2, patch=16), objective=TverskyCE, outputs="foreground")
+
+
 @pytest.mark.parametrize(
-    "option, value", [("size", "4,4"), ("size", "0,8,8"), ("betas", "0.9"), ("scales", "1,1"), ("scales", "9"), ("warmup", 2), ("clip", -1)]
+    "option, value",
+    [
+        ("size", "4,4"),
+        ("size", "0,8,8"),
+        ("betas", "0.9"),
+        ("scales", "1,1"),
+        ("scales", "9"),
+        ("warmup", 2),
+        ("clip", -1),
+        ("backbone_rate", 2),
+    ],
 )
 def test_impossible_options_are_refused(option, value):
     with pytest.raises(UsageError):

@@ -14,12 +14,15 @@ from vesalius.datasets import open_dataset
 from vesalius.engine import api
 from vesalius.engine.prepare import Cache, way_of
 from vesalius.engine.sample import Draws
+from vesalius.inferers.sliding import SlidingWindow
 from vesalius.methods.planned import PlannedUNet
 from vesalius.methods.recipe import Recipe
 from vesalius.methods.targeted import Targeted, structures
 from vesalius.networks.pls_net import PLSNet
 from vesalius.objectives.sauna import SAUNA, certainty
 from vesalius.objectives.singr import SiNGR
+from vesalius.objectives.spockmip import SPOCKMIP
+from vesalius.objectives.structure_loss import StructureLoss
 from vesalius.ops.augment import PRESETS
 
 MANIFEST = open_dataset("phantom:shapes-2d")
@@ -77,7 +80,7 @@ def test_the_network_is_the_planned_unet_less_a_background():
 @pytest.mark.parametrize("outputs", ["classes", "foreground"])
 def test_any_segmenter_lends_its_network(outputs):
     plan = PLAN.derive(patch=(30, 34))
-    lender = Recipe(plan, MANIFEST, network=catalog.load("vesalius.networks.unet:UNet"), outputs=outputs)
+    lender = Recipe(plan, MANIFEST, network=catalog.load("vesalius.networks.unet:UNet"), outputs=outputs, objective=StructureLoss)
     net = Targeted(plan, MANIFEST, parts={"network": lender}, objective=SiNGR)
     assert net.network is lender.network and net.plan.patch == lender.plan.patch and min(net.plan.patch) % 8 == 0
     net.ema = None
@@ -85,7 +88,8 @@ def test_any_segmenter_lends_its_network(outputs):
     with torch.no_grad():
         mine, theirs = net.eval()(image), lender.network.eval()(image)
     assert mine.shape == (2, 2, *net.plan.patch)
-    assert torch.equal(mine, theirs if outputs == "foreground" else theirs[:, 1:] - theirs[:, :1])
+    signed = theirs if outputs == "foreground" else theirs[:, 1:] - theirs[:, :1]
+    torch.testing.assert_close(mine, SiNGR.start + SiNGR.gain * signed)
     terms = net.train().losses(draws(net)[0], Clock(0, 10))
     terms["segmentation"].backward()
     assert all(p.grad is not None for p in net.network.parameters())
@@ -111,6 +115,45 @@ def test_probabilities_are_half_where_a_structures_logit_is_zero():
     p = net.probabilities(torch.tensor([[0.0, -1.0, 2.0], [-3.0, -2.0, 1.0]]).view(1, 2, 3, 1))[0, :, :, 0]
     assert torch.isclose(p[1, 0], torch.tensor(0.5)) and p.argmax(0)[1:].tolist() == [0, 1]
     assert torch.allclose(p[1:], 0.5 * (1 + torch.tensor([[0.0, -1, 2], [-3, -2, 1]]).tanh()))
+
+
+@pytest.mark.parametrize("objective", [SAUNA, SiNGR])
+def test_nothing_is_sure_before_it_is_learnt(objective):
+    """Where a tanh begins at its end nothing is learnt; and voxels begin as what most of them are."""
+    net = method(objective=objective).eval()
+    with torch.no_grad():
+        z = net(torch.randn(4, 1, 64, 64))
+    assert abs(z.mean() - objective.start) < 0.4 and objective.start < -0.5
+    bare = net.line[0] + (z - net.line[0]) / net.line[1]
+    flat, otherwise = ((1 - x.tanh() ** 2 < 0.03).float().mean() for x in (z, bare))
+    assert flat < 0.06 and otherwise > 2 * flat + 0.04
+
+
+def test_a_run_keeps_the_line_it_was_trained_with():
+    class Older(SAUNA):
+        start, gain = 0.0, 1.0
+
+    before, now = method(objective=Older), method()
+    x = torch.randn(1, 1, 32, 32)
+    with torch.no_grad():
+        expected = before.eval()(x)
+        assert not torch.allclose(now.eval()(x), expected)
+        now.load_state(*before.state())
+        assert torch.equal(now.eval()(x), expected)
+
+
+@pytest.mark.parametrize("objective, seen", [(SAUNA, lambda z: 0.5 + 0.5 * z.tanh()), (SPOCKMIP, torch.sigmoid)])
+def test_windows_are_blended_as_probabilities(objective, seen):
+    net = method(PLAN.derive(patch=(16, 16)), objective=objective).eval()
+    net.line.copy_(torch.tensor([-1.0, 3.0]))  # sure ones, too
+    grid = Geometry.of((30, 37), 1.0)
+    case = Case("a", images={"image": Image(np.random.default_rng(1).normal(size=(1, 30, 37)).astype(np.float32), grid)})
+    with torch.no_grad():
+        found = net.predict(case, rng=np.random.default_rng(0)).probability.data[1:]
+        window, image = SlidingWindow((16, 16), overlap=PLAN.overlap, batch=2), torch.from_numpy(case.stack())
+        expected = window(lambda x: seen(net(x)), image).numpy()
+        of_logits = seen(window(net, image)).numpy()
+    assert np.allclose(found, expected, atol=1e-4) and np.abs(found - of_logits).max() > 0.05
 
 
 def test_unknown_voxels_teach_nothing():

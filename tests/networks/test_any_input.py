@@ -1,4 +1,4 @@
-"""Every 2D network of the catalogue, as a method: sizes that divide by nothing, grey and RGB, two classes and seven."""
+"""Every 2D network of the catalogue as a method, and two methods around one: any size, grey and RGB, two classes and seven."""
 
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from vesalius.core.method import Clock
 from vesalius.core.plan import Plan
 
 SLUGS = [s for s in catalog.names(family="networks", dims=2, kind="network") if "probability" in catalog.get(s).gives]
+SLUGS += ["kvasir-seg", "kdas"]  # an importer's baseline, a scheme: cards of other kinds
 
 
 @pytest.mark.parametrize("channels, classes, size", [(1, 2, (45, 70)), (3, 7, (64, 37))])

@@ -149,6 +149,33 @@ def test_arms_have_the_same_parameters():
     assert sizes["alternating"] == sizes["local"] == sizes["shifted"]
 
 
+class TestDropPath:
+    def test_rates_grow_with_depth_and_are_the_same_on_the_way_up(self):
+        net = tiny(drop_path=0.5, depths=(2, 2, 2), heads=(1, 2, 4))
+        rates = lambda stages: [[b.rate for b in stage.blocks] for stage in stages]
+        assert rates(net.down) == [[0, 0.1], [0.2, pytest.approx(0.3)], [0.4, 0.5]] and rates(net.up) == rates(net.down)[1::-1]
+        assert {b.rate for m in (tiny().down, tiny().up) for stage in m for b in stage.blocks} == {0}
+
+    def test_a_dropped_block_is_skipped_for_the_whole_sample_and_a_kept_one_grows(self):
+        torch.manual_seed(0)
+        block, x = Block(4, 2, (2, 4, 4), "dilated", 0.5).train(), torch.randn(64, 2, 4, 4, 4)
+        with torch.no_grad():
+            both = block(x)
+            first = x + 2 * block.attention(block.norm1(x))
+            second = lambda y: y + 2 * block.mlp(block.norm2(y))
+            ways = [torch.isclose(both, out, atol=1e-5).flatten(1).all(1).sum().item() for out in (x, first, second(x), second(first))]
+            assert sum(ways) == 64 and min(ways) >= 6  # each sample went one of the four ways
+            block.eval()
+            torch.testing.assert_close(block(x), (first + x) / 2 + block.mlp(block.norm2((first + x) / 2)))
+
+    def test_it_acts_in_training_alone(self):
+        x, seed = torch.randn(2, 1, 8, 8, 8), torch.manual_seed
+        net, plain = tiny(drop_path=0.9), tiny()
+        torch.testing.assert_close(net.eval()(x), plain.eval()(x))
+        assert not torch.allclose((seed(1), net.train()(x)[0])[1], (seed(2), net(x)[0])[1])
+        assert torch.equal((seed(1), plain.train()(x)[0])[1], (seed(2), plain(x)[0])[1])
+
+
 def test_levels():
     net, x = tiny(out=3, depths=(2, 2, 2), heads=(1, 2, 4)), torch.randn(1, 1, 12, 20, 6)
     assert [tuple(m.shape) for m in net(x)] == [(1, 3, 12, 20, 6), (1, 3, 6, 10, 3)]
@@ -192,5 +219,7 @@ def test_what_does_not_fit_is_refused():
         tiny(group=(7, 7))
     with pytest.raises(UsageError, match="unknown scopes"):
         tiny(scopes="global")
+    with pytest.raises(UsageError, match="no probability"):
+        tiny(drop_path=1.0)
     with pytest.raises(UsageError, match="axis"):
         tiny(axis=4)

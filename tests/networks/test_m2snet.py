@@ -1,10 +1,17 @@
 """M2SNet: what a subtraction unit sees, the shape of the pyramid, and a LossNet that teaches without learning."""
 
+import itertools
+import runpy
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import conv2d
 
+from vesalius.core.case import Case, Image
 from vesalius.core.errors import GeometryError, UsageError
+from vesalius.core.geometry import Geometry
 from vesalius.methods.lossnet import StructureLossNet
 from vesalius.networks.m2snet import LossNet, M2SNet, Pyramid, Subtraction, box
 from vesalius.objectives.structure_loss import StructureLoss
@@ -35,7 +42,7 @@ class TestSubtraction:
         for n in (1, 3, 5):
             of_a, of_b = (conv2d(x, torch.ones(3, 1, n, n), padding=n // 2, groups=3) for x in (a, b))
             assert torch.allclose(box(a, n), of_a, atol=1e-5)
-            expected += (of_a - of_b).abs()
+            expected += (of_a - of_b).abs() / n**2
             impulse = torch.zeros(1, 1, 9, 9)
             impulse[..., 4, 4] = 1
             assert box(impulse, n).sum() == n * n
@@ -54,7 +61,26 @@ class TestSubtraction:
         checker = (torch.arange(12)[:, None] + torch.arange(12)) % 2 * 2.0 - 1
         single, multi = Subtraction(1, "single"), Subtraction(1)
         assert torch.equal(single.join(a, one), single.join(a, one * checker))
-        assert multi.join(a, one).sum() > 5 * multi.join(a, one * checker).sum()
+        assert multi.join(a, one).sum() > 2 * multi.join(a, one * checker).sum()
+
+    def test_no_scale_drowns_the_others(self):
+        """Smooth differences weigh the same at all three; of noise the larger boxes keep less, not more."""
+        smooth, noise = torch.ones(1, 1, 40, 40), torch.randn(1, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+        unit, nothing = Subtraction(1), torch.zeros(1, 1, 40, 40)
+        assert (unit.join(smooth, nothing)[..., 2:-2, 2:-2] == 3).all()
+        pixels = noise.abs().mean()
+        assert pixels < unit.join(noise, nothing).mean() < 1.7 * pixels
+
+    def test_concatenation_has_the_parameters_of_a_sum_and_mixes_both(self):
+        add, concat = Subtraction(4, "add"), Subtraction(4, "concat").eval()
+        assert sum(p.numel() for p in add.parameters()) == sum(p.numel() for p in concat.parameters())
+        a, b = torch.randn(1, 4, 9, 7, requires_grad=True), torch.randn(1, 4, 9, 7, requires_grad=True)
+        assert torch.equal(concat.join(a, b)[0, :, 0, 0], torch.stack([*a[0, :2, 0, 0], *b[0, :2, 0, 0], *a[0, 2:, 0, 0], *b[0, 2:, 0, 0]]))
+        for found in concat.conv[0](concat.join(a, b))[0]:  # every map of the answer sees both levels
+            seen = torch.autograd.grad(found.sum(), (a, b), retain_graph=True)
+            assert all(g.abs().sum() > 0 for g in seen)
+        with pytest.raises(UsageError, match="even"):
+            Subtraction(3, "concat")
 
 
 def test_ten_units_and_the_deepest_difference_goes_straight_on():
@@ -77,11 +103,12 @@ def test_far_levels_reach_the_finest_answer_through_the_pyramid_alone():
 
 
 def test_forms_have_the_same_parameters_and_differ():
-    nets = [small(unit=u).eval() for u in ("multi", "single", "add")]
+    nets = [small(unit=u).eval() for u in ("multi", "single", "add", "concat")]
     x = torch.randn(1, 3, 64, 64)
-    shapes = [[(k, v.shape) for k, v in n.state_dict().items()] for n in nets]
-    a, b, c = (n(x) for n in nets)
-    assert shapes[0] == shapes[1] == shapes[2] and not torch.allclose(a, b) and not torch.allclose(b, c)
+    sizes = [[(k, v.numel()) for k, v in n.state_dict().items()] for n in nets]
+    answers = [n(x) for n in nets]
+    assert all(s == sizes[0] for s in sizes)
+    assert all(not torch.allclose(a, b) for a, b in itertools.combinations(answers, 2))
 
 
 @pytest.mark.parametrize("channels, out", [(1, 1), (3, 6)])
@@ -116,6 +143,21 @@ class TestLossNet:
         b = tiny_lossnet()
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
+    @pytest.mark.parametrize("width", [4, 8, 16])
+    def test_random_filters_set_no_scale(self, width):
+        """Every level says as much of the disc as any other, whatever the luck and the number of its filters."""
+        net = LossNet(width=width, size=64)
+        at = torch.arange(64) - 31.5
+        disc = (at[:, None] ** 2 + at**2 < 20**2).float()[None, None]
+        varied = torch.stack([f.var((2, 3)).mean() for f in net.features(disc)])
+        torch.testing.assert_close(varied / net.scales, torch.ones(4))
+        terms = [torch.nn.functional.mse_loss(f, g) / c for f, g, c in zip(net.features(1 - disc), net.features(disc), net.scales)]
+        torch.testing.assert_close(net(1 - disc, disc), sum(terms))
+
+    def test_larger_maps_are_shrunk_and_smaller_ones_are_not_enlarged(self):
+        net = tiny_lossnet()
+        assert [f.shape[2:] for f in net.features(torch.rand(1, 1, 24, 48))] == [(24, 32), (12, 16), (6, 8), (3, 4)]
+
     def test_cut_before_each_pooling(self):
         with torch.device("meta"):
             net = LossNet()
@@ -131,7 +173,7 @@ class TestLossNet:
         vgg = VGG(3)
         save_file(vgg.state_dict(), tmp_path / "vgg.safetensors")
         net = LossNet(vgg=str(tmp_path / "vgg.safetensors"), size=32)
-        assert torch.equal(net.parts[3][1].weight, vgg.features[17].weight)
+        assert torch.equal(net.parts[3][1].weight, vgg.features[17].weight) and (net.scales == 1).all()
         with pytest.raises(UsageError, match="VGG"):
             LossNet(vgg="some", width=8)
 
@@ -168,3 +210,26 @@ def test_what_does_not_fit_is_refused():
         small(unit="times")
     with pytest.raises(UsageError, match="more than one value"):
         small()(torch.zeros(1, 3, 32, 32))
+
+
+def test_the_proofs_redundancy_is_what_levels_say_twice():
+    redundancy = runpy.run_path(str(Path(__file__).resolve().parents[2] / "proofs/networks/m2snet.py"))["redundancy"]
+
+    class Fake(torch.nn.Module):
+        """A method whose pyramid answers with these channels at three sizes."""
+
+        channels = ("RGB",)
+
+        def __init__(self, *answers):
+            super().__init__()
+            self.network = torch.nn.Module()
+            self.network.pyramid = torch.nn.Identity()
+            self.levels = [torch.tensor(a).view(1, -1, 1, 1).expand(1, len(a), n, n) for a, n in zip(answers, (8, 4, 2))]
+
+        def forward(self, image):
+            return self.network.pyramid(self.levels)
+
+    case = Case("a", images={"RGB": Image(np.zeros((3, 8, 8), np.float32), Geometry.of((8, 8)))})
+    assert redundancy(Fake((1.0, 2.0), (2.0, 4.0), (3.0, 6.0)), case) == pytest.approx(1)
+    assert redundancy(Fake((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), case) == pytest.approx(0)
+    assert redundancy(Fake((1.0, 0.0), (2.0, 0.0), (0.0, 1.0)), case) == pytest.approx(1 / 3)

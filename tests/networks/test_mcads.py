@@ -47,16 +47,40 @@ class TestRestore:
             for column in (0, 1):  # torch's order; Keras has (row, column, channel)
                 assert torch.equal(y[:, 1, row::2, column::2], x[:, 4 + 2 * row + column])
 
-    def test_only_depth_to_space_can_draw_a_pattern_finer_than_its_input(self):
-        """From a flat map, interpolation gives a flat map again (away from the borders)."""
-        torch.manual_seed(0)
-        flat = torch.ones(1, 4, 8, 8)
-        fine = {how: torch.nn.Sequential(*list(Restore(4, 4, how))[:-1])(flat) for how in ("depth-to-space", "bilinear")}
-        spread = {how: y[..., 4:-4, 4:-4].std((2, 3)).max() for how, y in fine.items()}
-        assert spread["bilinear"] < 1e-6 < 1e-3 < spread["depth-to-space"]
+    def test_what_can_draw_a_pattern_finer_than_its_input_draws_a_checkerboard_until_it_has_learned(self):
+        """Flat maps are to become a constant: what is left in cells of 2x2, away from the borders, at the start and after 40 steps.
+        Interpolation gives flat maps again."""
+
+        def left(y):
+            return (y[..., 4:-4, 4:-4] - y[..., 4:-4, 4:-4].mean((2, 3), keepdim=True)).square().mean().sqrt().item()
+
+        for how in ("depth-to-space", "transposed", "resize-convolution", "bilinear"):
+            torch.manual_seed(0)
+            net, energy = Restore(8, 4, how), []
+            optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+            for _ in range(41):
+                y = net(torch.randn(16, 8, 1, 1).expand(-1, -1, 8, 8))
+                energy.append(left(y.detach()))
+                optimizer.zero_grad()
+                (y - 1).square().mean().backward()
+                optimizer.step()
+            if how in ("depth-to-space", "transposed"):
+                assert energy[0] > 0.3 and energy[-1] < 0.8 * energy[0]
+            else:
+                assert max(energy) < 1e-5
+
+    def test_a_resize_convolution_multiplies_as_often_as_depth_to_space(self):
+        from torch.utils.flop_counter import FlopCounterMode
+
+        cost = {}
+        for how in ("depth-to-space", "resize-convolution"):
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                Restore(8, 4, how)(torch.zeros(1, 8, 6, 6))
+            cost[how] = counter.get_total_flops()
+        assert cost["depth-to-space"] == cost["resize-convolution"]
 
     def test_all_double_the_sides(self):
-        for how in ("depth-to-space", "bilinear", "transposed"):
+        for how in ("depth-to-space", "resize-convolution", "bilinear", "transposed"):
             assert Restore(6, 4, how)(torch.randn(1, 6, 3, 5)).shape == (1, 4, 6, 10)
             places = [s.restore[0] for s in Decoder((4, 4, 4, 4), restore=how).steps]
             assert isinstance(places[2], torch.nn.Upsample)  # beyond the two deepest all interpolate
@@ -75,6 +99,20 @@ class TestRowAttention:
         row = x[1, :, 2].T
         expected = (net.query(row) @ net.key(row).T).softmax(1) @ net.value(row)
         torch.testing.assert_close(net(x)[1, :, 2].T, expected)
+
+    def test_what_differs_along_a_row_is_not_averaged_away_at_the_start(self):
+        """The skips reach the decoder through these attentions alone. Of torch's own start a sixth is left."""
+        kept = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            net = MCADS(3, 2, spatial_dims=2, width=4)
+            for m in net.modules():
+                if isinstance(m, RowAttention):
+                    assert not any(f.bias.any() for f in (m.query, m.key, m.value))
+                    m.register_forward_hook(lambda _, x, y: kept.append((y.std(3).mean() / x[0].std(3).mean()).item()))
+            with torch.no_grad():
+                net(torch.randn(2, 3, 64, 64))
+        assert len(kept) == 18 and sum(kept) / 18 > 0.4
 
     def test_it_corrects_and_cannot_replace(self):
         torch.manual_seed(0)
@@ -106,6 +144,15 @@ def test_a_gate_adds_its_two_weights():
     across, along = share - share[:, :1], share - share[:, :, :1, :1]
     assert torch.allclose(across, across[:, :, :1, :1], atol=1e-5)  # a part per channel
     assert torch.allclose(along, along[:, :1], atol=1e-5)  # and a part per pixel
+
+
+def test_a_gate_starts_he_normal():
+    torch.manual_seed(0)
+    gates = [DualGate(64) for _ in range(20)]
+    for name, fan in (("squeeze", 64), ("excite", 4), ("around", 4 * 49)):
+        weights = torch.cat([getattr(g, name).weight.flatten() for g in gates])
+        assert weights.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.1)
+    assert not any(g.around.bias.any() or g.point.bias.any() for g in gates)
 
 
 def test_images_of_a_batch_do_not_meet():

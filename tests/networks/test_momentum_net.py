@@ -1,6 +1,8 @@
 """MomentumNet: the dynamics' known answers, a way back that is exact, and what it saves."""
 
+import runpy
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ class TestDynamics:
         for f in fs:
             f.eval()
             plain = plain + f(plain)
-        assert torch.equal(Momentum(0.0)(x, fs), plain) and not torch.allclose(Momentum(0.5)(x, fs), plain)
+        assert torch.equal(Momentum(0.0)(x, fs)[0], plain) and not torch.allclose(Momentum(0.5)(x, fs)[0], plain)
 
     @pytest.mark.parametrize("gamma", [0.3, 0.5, 0.9])
     def test_silent_branches_let_it_coast(self, gamma):
@@ -49,13 +51,27 @@ class TestDynamics:
         x, n = torch.zeros(1, 1, 2, 2), 7
         silent = [lambda x: torch.zeros_like(x)] * (n - 1)
         expected = 2.0 * gamma * (1 - gamma**n) / (1 - gamma)
-        torch.testing.assert_close(Momentum(gamma, start="first")(x, [First(), *silent]), torch.full_like(x, expected))
+        end, v = Momentum(gamma, start="first")(x, [First(), *silent])
+        torch.testing.assert_close(end, torch.full_like(x, expected))
+        torch.testing.assert_close(v, torch.full_like(x, 2.0 * gamma**n))
+        given = Momentum(gamma)(x, [lambda x: torch.zeros_like(x)] * n, torch.full_like(x, 2.0))  # a velocity from elsewhere
+        torch.testing.assert_close(given, (end, v))
+
+    @pytest.mark.parametrize("gamma", [0.5, 0.9])
+    def test_what_a_branch_counts(self, gamma):
+        """From rest, branch k of N moves x by 1 - gamma^(N - k): nearly nothing of few blocks at 0.9, at least half at 0.5."""
+        for n in (2, 5):
+            for k in range(n):
+                fs = [lambda x, on=float(i == k): torch.full_like(x, on) for i in range(n)]
+                moved = Momentum(gamma)(torch.zeros(1, 1, 1, 1), fs)[0].item()
+                assert moved == pytest.approx(1 - gamma ** (n - k), rel=1e-5)
+                assert (moved >= 0.5) == (gamma == 0.5)
 
     def test_both_starts(self):
         fs, x = blocks(1, norm=False), torch.randn(1, 4, 5, 5)
         y = fs[0](x)
-        torch.testing.assert_close(Momentum(0.75)(x, fs), x + 0.25 * y)
-        torch.testing.assert_close(Momentum(0.75, start="first")(x, fs), x + y)
+        torch.testing.assert_close(Momentum(0.75)(x, fs)[0], x + 0.25 * y)
+        torch.testing.assert_close(Momentum(0.75, start="first")(x, fs)[0], x + y)
 
 
 class TestWayBack:
@@ -102,11 +118,11 @@ class TestWayBack:
         results = []
         for memory in ("stored", "reversible"):
             fs, x = blocks(6), torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(5)).requires_grad_()
-            y = Momentum(0.7, start=start, memory=memory, blocks=6)(x, fs)
-            (y.sin() * torch.arange(6.0)).sum().backward()
+            y, v = Momentum(0.7, start=start, memory=memory, blocks=6)(x, fs)
+            ((y.sin() + v.cos()) * torch.arange(6.0)).sum().backward()  # the velocity is an answer as well
             weights = [p.grad for f in fs for p in f.parameters()]
             account = [b for f in fs for b in f.buffers()]
-            results.append((y, x.grad, *weights, *account))  # batch norm counted once
+            results.append((y, v, x.grad, *weights, *account))  # batch norm counted once
         for stored, reversed_ in zip(*results, strict=True):
             torch.testing.assert_close(reversed_, stored, atol=1e-5, rtol=1e-4)
 
@@ -120,7 +136,7 @@ class TestWayBack:
                 return t
 
             with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-                y = Momentum(0.9, memory=memory, blocks=n)(torch.randn(1, 4, 16, 16, requires_grad=True), blocks(n))
+                y, _ = Momentum(0.9, memory=memory, blocks=n)(torch.randn(1, 4, 16, 16, requires_grad=True), blocks(n))
             return stored + sum(t.numel() * t.element_size() for t in getattr(y.grad_fn, "end", ()))
 
         assert held("stored", 32) > 3.9 * held("stored", 8)
@@ -131,8 +147,8 @@ class TestWayBack:
         for bad in (float("nan"), float("inf"), 1e12):
             x = torch.zeros(1, 4, 4, 4)
             x[0, 0, 0, 0] = bad
-            assert flow(x.requires_grad_(), blocks(3)).isnan().all()
-        assert flow(torch.full((1, 4, 4, 4), 1e6, requires_grad=True), blocks(3)).isfinite().all()
+            assert all(out.isnan().all() for out in flow(x.requires_grad_(), blocks(3)))
+        assert all(out.isfinite().all() for out in flow(torch.full((1, 4, 4, 4), 1e6, requires_grad=True), blocks(3)))
 
     def test_autocast_is_the_same_on_the_way_back(self):
         fs, x = blocks(5), torch.randn(2, 4, 6, 6, requires_grad=True)
@@ -140,15 +156,22 @@ class TestWayBack:
         for f in fs:
             f.register_forward_hook(lambda _m, _i, y: seen.append(y.detach()))
         with torch.autocast("cpu", torch.bfloat16):
-            y = Momentum(0.9, memory="reversible", blocks=5)(x, fs)
+            y, _ = Momentum(0.9, memory="reversible", blocks=5)(x, fs)
         y.float().square().sum().backward()
         there, back = seen[:5], seen[5:]
         assert all(torch.equal(a, b) for a, b in zip(there, reversed(back), strict=True)) and there[0].dtype == torch.bfloat16
 
 
+def test_the_proofs_memory_by_depth():
+    """What a stage keeps for the way back: as much for each block, or three integers of 8 bytes per value, however many there are."""
+    kept = runpy.run_path(str(Path(__file__).resolve().parents[2] / "proofs/networks/momentum_net.py"))["kept"]
+    assert kept("stored", 4) == 4 * kept("stored", 1) > 0
+    assert kept("reversible", 4) == kept("reversible", 1) == 3 * 8 * (8 * 64 * 24 * 24)
+
+
 def test_momentum_costs_no_parameters_and_the_encoder_is_resnet_50():
     with torch.device("meta"):
-        nets = [MomentumNet(3, 2, spatial_dims=2, gamma=g) for g in (0.0, 0.9)]
+        nets = [MomentumNet(3, 2, spatial_dims=2, gamma=g) for g in (0.0, 0.5)]
     shapes = [[(k, v.shape) for k, v in n.state_dict().items()] for n in nets]
     assert shapes[0] == shapes[1]
     assert sum(p.numel() for p in nets[0].backbone.parameters()) == 23_508_032  # 25.557 M less the classifier's 2.049 M
@@ -170,6 +193,28 @@ def test_logits_and_gradients(channels, out, memory):
     torch.testing.assert_close(net(x), stored(x), atol=1e-4, rtol=1e-4)
 
 
+def test_the_velocity_may_go_on_through_the_encoder():
+    """Projected, it reaches later stages: with silent branches there, they still move. It has a way back as well."""
+    nets = [small(between="project", memory=memory) for memory in ("stored", "reversible")]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
+    for net in nets:
+        net(x).square().mean().backward()
+    assert [c.weight.shape[:2] for c in nets[0].carry] == [(32, 16), (64, 32), (128, 64)]
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-3)
+    assert all(c.weight.grad.abs().sum() > 0 for c in nets[0].carry)
+    silent = nets[0].eval()
+    for block in list(silent.backbone.layer2)[1:]:
+        torch.nn.init.zeros_(block.bn3.weight)
+    with torch.no_grad():
+        moving = silent.backbone(x, silent.carry)[2]
+        resting = silent.backbone(x, ())[2]
+        first = silent.backbone.layer2[0]
+        at = silent.backbone(x, ())[1]
+        assert torch.equal(resting, torch.relu(first.downsample(at) + first(at))) and not torch.allclose(moving, resting)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(GeometryError, match="multiples of"):
         small()(torch.zeros(2, 3, 64, 80))
@@ -185,3 +230,5 @@ def test_what_does_not_fit_is_refused():
         small(start="last")
     with pytest.raises(UsageError, match="four stages"):
         small(depths=(1, 1))
+    with pytest.raises(UsageError, match="hand on"):
+        small(between="project", depths=(1, 2, 2, 2))

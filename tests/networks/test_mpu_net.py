@@ -1,9 +1,11 @@
 """MPU-Net: what position attention and gates are, that the answer is a mean over scales, and the form that reads slices."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vesalius import catalog
 from vesalius.core.case import Batch
@@ -177,6 +179,23 @@ def test_coarser_maps_teach_less_and_less():
     for step, share in ((0, 0.4), (49, 0.4), (50, 0.32), (999, 0.4 * 0.8**19)):
         found = float(method.losses(batch, Clock(step, 1000))["segmentation"].detach())
         assert found == pytest.approx(alone[0] + share * sum(alone[1:]), rel=1e-3)
+
+
+def test_the_proofs_unet_is_of_mpu_nets_size_and_no_cheaper():
+    study = runpy.run_path(str(Path(__file__).resolve().parents[2] / "proofs" / "networks" / "mpu_net.py"))["study"]()
+    names, arms = {"background": 0, **{f"c{k}": k for k in range(1, 7)}}, {a.name: a for a in study.arms}
+    manifest = Manifest("made", Path("."), 3, ("i",), names, ())
+    for data, most in zip(study.data, (1.3, 1.1), strict=True):
+        size, cost = {}, {}
+        for name in ("unet", "bare", "mpu-net"):
+            plan = Plan(3, ("i",), 1, tuple(names), **{**study.plan, **data.plan})
+            net = catalog.build(arms[name].method, plan, manifest, options=arms[name].options).network.to("meta").eval()
+            size[name] = sum(p.numel() for p in net.parameters())
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                net(torch.empty(1, 1, *plan.patch, device="meta"))
+            cost[name] = counter.get_total_flops()
+        assert max(size.values()) < 1.02 * min(size.values())
+        assert 1 <= cost["unet"] / cost["mpu-net"] < most and 0.95 < cost["bare"] / cost["mpu-net"] <= 1
 
 
 def test_what_does_not_fit_is_refused():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
 from vesalius.core.errors import GeometryError, UsageError
 from vesalius.networks.scope import GraphConv, GridGraph, Scope, grid_edges
@@ -54,6 +55,20 @@ class TestGraph:
         torch.manual_seed(0)
         x, net = torch.randn(2, 12, 5), GraphConv(5, 7)
         torch.testing.assert_close(net(x, grid_edges(3, 4, "none")), net.mix(x))
+
+    def test_neighbours_are_heard_from_the_start(self):
+        """What edges change of the first answers, and how what was heard differs from node to node, beside what was seen."""
+        for seed in range(3):
+            torch.manual_seed(seed)
+            net, told = GridGraph(64, 2, 4, "mean", 3, 32, "eight"), []
+            x = interpolate(torch.randn(2, 64, 8, 8), (64, 64), mode="bicubic").relu()
+            net.layers[-1].register_forward_hook(lambda _, __, y, told=told: told.append(y.relu()))
+            with torch.no_grad():
+                joined = net(x)
+                net.edges = "none"
+                alone = net(x)
+            assert (joined - alone).std() > 0.1 * joined.std()
+            assert told[0].std(1).mean() > 0.1 * x.std()
 
     @pytest.mark.parametrize("layers, edges", [(1, "eight"), (2, "eight"), (3, "four"), (2, "none")])
     def test_a_patch_is_heard_of_so_many_steps_away(self, layers, edges):

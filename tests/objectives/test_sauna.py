@@ -7,6 +7,7 @@ from scipy.ndimage import distance_transform_edt
 
 from vesalius.core.case import Case, Image, LabelMap
 from vesalius.core.geometry import Geometry
+from vesalius.core.plan import Plan
 from vesalius.objectives.sauna import SAUNA, certainty, jaccard
 
 
@@ -88,7 +89,7 @@ def test_the_objective_is_least_at_the_target_and_ignores_what_nobody_drew():
     mask = vessels(1)
     case = Case("a", images={"RGB": Image(np.zeros((3, 40, 50), np.float32), grid)}, labels={"rater1": LabelMap(mask.astype(int), grid)})
     objective = SAUNA()
-    derived = objective.targets(case, mask[None])["certainty"]
+    derived = objective.targets(case, mask[None], Plan(2))["certainty"]
     stored = derived.data
     assert np.allclose(stored[0], certainty(mask, (1, 1))) and stored.min() >= derived.fill == -1  # the fill is sure background
     target = {"certainty": torch.from_numpy(stored)[None]}

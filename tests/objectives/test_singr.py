@@ -10,6 +10,7 @@ from tests.ops.test_geodesic import dijkstra
 from vesalius.core.case import Case, Image, LabelMap
 from vesalius.core.errors import UsageError
 from vesalius.core.geometry import Geometry
+from vesalius.core.plan import Plan
 from vesalius.objectives.singr import SiNGR, certainty, standardised
 
 
@@ -85,15 +86,35 @@ def test_a_mask_cut_by_the_image_has_no_border_there():
     assert np.isclose(y[0, 0], 1) and np.isclose(y[10, 7], 0.5)
 
 
-def test_outside_the_body_all_is_sure():
+def scan(level: float) -> tuple[Case, np.ndarray]:
+    """A case of values about ``level`` that are 0 along one side and in one voxel beside the mask (*s)."""
     grid, mask = Geometry.of((20, 22), 1.0), blob((20, 22), 4.0)
-    image = 5 + noise(mask.shape)
-    image[:, :3] = 0
-    case = Case("a", images={"FLAIR": Image(image, grid)}, labels={"reference": LabelMap(mask.astype(int), grid)})
-    x, body = standardised(case)
+    image = level + 0.2 * noise(mask.shape)
+    image[:, :3] = image[(0, *np.argwhere(beside(mask))[0])] = 0
+    return Case("a", images={"FLAIR": Image(image, grid)}, labels={"reference": LabelMap(mask.astype(int), grid)}), mask
+
+
+def beside(mask: np.ndarray) -> np.ndarray:
+    return ~mask & (distance_transform_edt(~mask) == 1)
+
+
+def test_outside_the_body_all_is_sure():
+    case, mask = scan(5.0)
+    image = case.images["FLAIR"].data.copy()
+    x, body = standardised(case, zeros_outside=True)
     assert (body == (image != 0)).all() and abs(x[body].mean()) < 1e-5 and np.isclose(x[body].std(), 1, atol=1e-4)
-    y = SiNGR().targets(case, mask[None])["certainty"].data[0]
+    y = SiNGR().targets(case, mask[None], Plan(2, crop_to_body=True))["certainty"].data[0]
     assert np.allclose(y[:3], y[~mask].min()) and (case.images["FLAIR"].data == image).all()
+
+
+def test_a_zero_is_a_value_like_others_unless_the_plan_says_that_it_lies_outside():
+    """As in CT, where water is 0: a voxel beside the structure is as little sure as its neighbours, and counts in the mean."""
+    case, mask = scan(0.0)
+    x, body = standardised(case, zeros_outside=False)
+    assert body.all() and abs(x.mean()) < 1e-5 and np.isclose(x.std(), 1, atol=1e-4)
+    speck = tuple(np.argwhere(beside(mask))[0])
+    y, spoiled = (SiNGR().targets(case, mask[None], Plan(2, crop_to_body=c))["certainty"].data[0] for c in (False, True))
+    assert y[speck] > -0.8 and spoiled[speck] == spoiled[~mask].min() == -1
 
 
 def test_the_body_is_read_from_the_raw_image():
@@ -103,7 +124,7 @@ def test_the_body_is_read_from_the_raw_image():
     raw[:, 5:] = 0
     before = Case("a", images={"T1": Image(raw, native)})
     case = Case("a", images={"T1": Image(noise((20, 20)), grid)}, original=lambda: before)
-    assert (standardised(case)[1] == np.repeat(np.repeat(raw, 2, 1), 2, 2).astype(bool)).all()
+    assert (standardised(case, zeros_outside=True)[1] == np.repeat(np.repeat(raw, 2, 1), 2, 2).astype(bool)).all()
 
 
 def test_the_objective_is_least_at_the_target():

@@ -7,6 +7,7 @@ import torch
 from vesalius.core.case import Case, Image, LabelMap
 from vesalius.core.errors import UsageError
 from vesalius.core.geometry import Geometry
+from vesalius.core.plan import Plan
 from vesalius.objectives.focal_tversky import focal_tversky
 from vesalius.objectives.spockmip import SPOCKMIP, project
 from vesalius.ops.augment import pose_at
@@ -31,7 +32,7 @@ def target_of(objective: SPOCKMIP, masks: np.ndarray, pose: np.ndarray | None = 
     pose, size = np.eye(4) if pose is None else pose, size or masks.shape[1:]
     grid = Geometry.of(masks.shape[1:], 1.0)
     case = Case("a", images={"TOF": Image(np.zeros((1, *masks.shape[1:])), grid)}, labels={"reference": LabelMap(masks[0] * 1, grid)})
-    maps = {k: read_patch(np.asarray(v.data, np.float32), size, pose) for k, v in objective.targets(case, masks).items()}
+    maps = {k: read_patch(np.asarray(v.data, np.float32), size, pose) for k, v in objective.targets(case, masks, Plan(3)).items()}
     maps["masks"] = read_patch(masks.astype(np.uint8), size, pose, order=0)
     return {k: torch.from_numpy(v)[None] for k, v in maps.items()} | {"to_case": torch.from_numpy(pose)[None]}
 
@@ -47,7 +48,7 @@ def mips(objective: SPOCKMIP, p: torch.Tensor, target: dict) -> torch.Tensor:
     return (whole - volume) / objective.mip_weight
 
 
-@pytest.mark.parametrize("options", [{}, {"axes": "z"}, {"target": "patch"}])
+@pytest.mark.parametrize("options", [{}, {"axes": "z"}, {"target": "volume"}])
 def test_the_label_itself_has_no_loss(options):
     objective, masks = SPOCKMIP(**options), tree(classes=2)
     assert objective(logits(masks)[None], target_of(objective, masks)) < 1e-3
@@ -100,7 +101,7 @@ def test_volume_and_patch_ask_for_the_same_when_the_patch_is_the_volume():
     masks = tree(3, classes=2)
     torch.manual_seed(2)
     p = torch.randn(1, 2, *masks.shape[1:])
-    whole, part = SPOCKMIP(), SPOCKMIP(target="patch")
+    whole, part = SPOCKMIP(target="volume"), SPOCKMIP(target="patch")
     assert torch.isclose(whole(p, target_of(whole, masks)), part(p, target_of(part, masks)))
 
 
@@ -123,7 +124,7 @@ def poses():
 @pytest.mark.parametrize("pose, size", poses())
 def test_a_patch_is_asked_for_the_volumes_projection_over_its_footprint(pose, size):
     """Brute force: for every ray of the patch, the whole volume's voxels on it."""
-    masks, objective = tree(5), SPOCKMIP(mip_weight=0.999)
+    masks, objective = tree(5), SPOCKMIP(target="volume", mip_weight=0.999)
     target = target_of(objective, masks, pose, size)
     asked = []
     for a in range(3):
@@ -141,6 +142,18 @@ def test_a_patch_is_asked_for_the_volumes_projection_over_its_footprint(pose, si
     assert torch.isclose(mips(objective, p, target), by_hand, atol=1e-3)
 
 
+def test_a_patch_is_not_asked_for_vessels_that_run_outside_it():
+    """Two vessels along x, one above the other; a patch that holds the lower one and answers it rightly has nothing left to learn."""
+    masks = np.zeros((1, 8, 8, 12), bool)
+    masks[0, :, 2, 2] = masks[0, :, 6, 9] = True
+    pose, size = pose_at((4, 4, 3), (8, 8, 6)), (8, 8, 6)
+    for target, least, most in (("patch", 0.0, 1e-3), ("volume", 0.1, 3.0)):
+        objective = SPOCKMIP(target=target)
+        asked = target_of(objective, masks, pose, size)
+        assert least <= objective(logits(asked["masks"]), asked) < most
+    assert SPOCKMIP().target == "patch"
+
+
 def test_what_nobody_spoke_for_casts_no_shadow():
     masks, objective = tree(6), SPOCKMIP(target="patch")
     target, weight = target_of(objective, masks), torch.ones(1, *masks.shape[1:])
@@ -152,9 +165,9 @@ def test_what_nobody_spoke_for_casts_no_shadow():
 
 
 def test_without_projections_nothing_is_kept():
-    objective, masks = SPOCKMIP(mip_weight=0.0), tree()
+    objective, masks = SPOCKMIP(target="volume", mip_weight=0.0), tree()
     target = target_of(objective, masks)
-    assert set(target) == {"masks", "to_case"} and objective.preparation != SPOCKMIP().preparation
+    assert set(target) == {"masks", "to_case"} and objective.preparation != SPOCKMIP(target="volume").preparation
     p = torch.randn(1, 1, *masks.shape[1:])
     assert objective(p, target) == focal_tversky(p.sigmoid(), target["masks"].float())
     with pytest.raises(UsageError, match="share"):

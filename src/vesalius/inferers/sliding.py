@@ -33,6 +33,8 @@ class SlidingWindow:
     forward. ``mirror_axes``: spatial axes (0, 1, 2) over which logits are averaged with those of the mirrored window, for every
     combination; only for maps that do not change their meaning when mirrored. ``gate`` sees a window (C, *patch) and says whether it
     is worth a forward; one that is not gets the forward's answer to a window filled with the image's least value of each channel.
+    ``link`` (to, back): windows are averaged as ``to`` of their logits, say as probabilities, and the average comes ``back`` as a logit.
+    Logits that are without a bound on one side alone need it: averaged as they are, the surest window outvotes its neighbours.
     """
 
     patch: tuple[int, ...]
@@ -40,6 +42,7 @@ class SlidingWindow:
     batch: int = 1
     mirror_axes: tuple[int, ...] = ()
     gate: Callable[[Tensor], bool] | None = None
+    link: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
 
     def __post_init__(self):
         if not self.patch or any(int(p) != p or p < 1 for p in self.patch):
@@ -93,7 +96,8 @@ class SlidingWindow:
         ``progress(n)`` is called when n more windows are done. ``only``: the ``places`` of the windows that are visited (None: all);
         the others add nothing, so a map holds the visited windows' part of the blend, and no window at all gives no map ({}).
         Returns (K, *s) float32 on the image's device, by name if the forward's maps are. Raises GeometryError if image and patch
-        differ in dimensions, RunError if maps are not as large as the window.
+        differ in dimensions, RunError if maps are not as large as the window, UsageError for ``only`` with a ``link``: parts of such a
+        blend do not add up.
         """
         whole: Maps = {}
         for name, start, rows in self.rows(forward, image, condition=condition, progress=progress, only=only):
@@ -119,6 +123,8 @@ class SlidingWindow:
         are not yielded.
         """
         shape = self._check(image)
+        if only is not None and self.link is not None:
+            raise UsageError("windows averaged through a link are visited all", where="sliding window", found="only")
         grid = self._grid(shape)
         low = _padding(shape, self.patch)
         weights = [_axis_weights(starts, n, p, image.device) for starts, n, p in zip(grid, shape, self.patch)]
@@ -143,7 +149,8 @@ class SlidingWindow:
             done = (grid[0][i + 1] if i + 1 < len(grid[0]) else start + self.patch[0]) - start
             first, last = max(0, low[0] - start), min(done, low[0] + shape[0] - start)
             for name, total in sums.items():
-                yield name, start + first - low[0], total[(slice(None), slice(first, last), *inside)]
+                rows = total[(slice(None), slice(first, last), *inside)]
+                yield name, start + first - low[0], rows if self.link is None else self.link[1](rows)
                 sums[name] = torch.cat([total[:, done:], torch.zeros_like(total[:, :done])], 1)
 
     def _check(self, image: Tensor) -> tuple[int, ...]:
@@ -202,7 +209,8 @@ class _Answers:
                     found=tuple(m.shape),
                     allowed=(windows.shape[0], "K", *windows.shape[2:]),
                 )
-        return {name: m.to(self.image.device, torch.float32) for name, m in maps.items()}
+        maps = {name: m.to(self.image.device, torch.float32) for name, m in maps.items()}
+        return maps if self.inferer.link is None else {name: self.inferer.link[0](m) for name, m in maps.items()}
 
 
 def _starts(n: int, patch: int, overlap: float) -> list[int]:

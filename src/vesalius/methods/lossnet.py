@@ -14,8 +14,9 @@ class StructureLossNet(StructureLoss):
     """L = wBCE + wIoU + ``features`` * LossNet (M2SNet, https://arxiv.org/abs/2303.10894); called as ``StructureLoss`` is.
 
     ``features``: weight of LossNet, 0: without. ``vgg``: local safetensors file with VGG-16's ImageNet weights, read at the first step;
-    without one its filters are random and fixed. ``loss_width``: its first layers' channels; ``loss_size``: side, in pixels, of what it
-    sees. ``border``, ``reach``: see ``StructureLoss``. Pixels with ``ignore_index`` are shown to LossNet as if predicted right.
+    without one its filters are random and fixed. ``loss_width``: its first layers' channels; ``loss_size``: sides, in pixels, that larger
+    maps are shrunk to for it. ``border``, ``reach``: see ``StructureLoss``. Pixels with ``ignore_index`` are shown to LossNet as if
+    predicted right.
     """
 
     def __init__(

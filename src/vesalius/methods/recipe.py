@@ -23,9 +23,13 @@ from ..core.method import Clock, Method, Run
 from ..core.plan import Plan
 from ..networks.blocks.padding import pad_to_multiple
 from ..networks.blocks.pretrained import load_backbone
+from ..objectives.cldice import ClDice
 from ..objectives.dice_ce import DiceCE, deep
 from ..objectives.ramps import cosine_decay, poly_decay
+from ..objectives.tversky_ce import TverskyCE
 from .learned import Segmenter
+
+CLASSWISE = (ClDice, DiceCE, TverskyCE)  # they compare a map of every class; of a single map DiceCE makes a sigmoid
 
 
 class Recipe(Segmenter):
@@ -40,7 +44,8 @@ class Recipe(Segmenter):
     Training. ``optimizer`` with ``lr``, ``betas`` (SGD: Nesterov momentum betas[0]), ``weight_decay``; ``schedule`` after a linear
     ``warmup`` (share of the budget); gradients clipped to the norm ``clip`` and each value to ``clip_value`` (0: not); ``ema`` decay of the
     averaged model that predicts (0: none). ``scales``: every batch is trained at each of these sizes in turn, an update each.
-    ``pretrained``: a local safetensors file for ``network.backbone``, read when training begins.
+    ``pretrained``: a local safetensors file for ``network.backbone``, read when training begins; what it holds is kept by a rate of
+    ``backbone_rate`` * ``lr`` there (a backbone of random weights has nothing to keep and learns at ``lr`` like the rest).
     """
 
     def __init__(
@@ -66,9 +71,12 @@ class Recipe(Segmenter):
         ema: float = 0.99,
         scales: tuple[float, ...] = (),
         pretrained: str = "",
+        backbone_rate: float = 1.0,
     ):
-        _check(plan, size=size, betas=betas, scales=scales, warmup=warmup, clip=clip, clip_value=clip_value)
+        limits = dict(warmup=(warmup, 0.99), clip=(clip, math.inf), clip_value=(clip_value, math.inf), backbone_rate=(backbone_rate, 1.0))
+        _check(plan, size=size, betas=betas, scales=scales, **limits)
         self.outputs, self.levels, self.scales, self.pretrained = outputs, levels, scales, pretrained
+        self.backbone_rate = backbone_rate
         self.optimizer, self.betas, self.schedule, self.warmup = optimizer, tuple(betas), schedule, warmup
         self.clip, self.clip_value = clip or math.inf, clip_value
         plan = plan.derive(patch=tuple(size or plan.patch))
@@ -77,6 +85,12 @@ class Recipe(Segmenter):
         self.plan = plan.derive(patch=patch, **(dict(grid=Grid(size=patch), crop_to_body=True) if whole else {}))
         if pretrained and not isinstance(getattr(self.network, "backbone", None), nn.Module):
             raise UsageError("this network has no backbone to fill", where="pretrained", found=type(self.network).__name__)
+        sigmoid = isinstance(self.objective, DiceCE) and self.out_channels == 1
+        if outputs == "foreground" and isinstance(self.objective, CLASSWISE) and not sigmoid:
+            found = f"foreground: {type(self.objective).__name__}, {len(plan.classes)} classes"
+            raise UsageError(
+                "this loss compares a map of every class, the background's too", where="outputs", found=found, allowed="classes"
+            )
 
     @property
     def out_channels(self) -> int:
@@ -128,11 +142,16 @@ class Recipe(Segmenter):
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         weights, decay = list(self.network.parameters()), self.weight_decay
+        groups = [{"params": weights}]
+        if self.pretrained and self.backbone_rate < 1:
+            inside = list(self.network.backbone.parameters())
+            known = {id(p) for p in inside}
+            groups = [{"params": [p for p in weights if id(p) not in known]}, {"params": inside, "lr": self.lr * self.backbone_rate}]
         if self.optimizer == "sgd":
-            made = torch.optim.SGD(weights, lr=self.lr, momentum=self.betas[0], nesterov=self.betas[0] > 0, weight_decay=decay)
+            made = torch.optim.SGD(groups, lr=self.lr, momentum=self.betas[0], nesterov=self.betas[0] > 0, weight_decay=decay)
         else:
             kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "nadam": torch.optim.NAdam}[self.optimizer]
-            made = kind(weights, lr=self.lr, betas=self.betas, weight_decay=decay)
+            made = kind(groups, lr=self.lr, betas=self.betas, weight_decay=decay)
         if self.clip_value:
             made.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_value_(weights, self.clip_value))
         return {"main": made}
@@ -144,7 +163,7 @@ class Recipe(Segmenter):
         return {"constant": lambda: 1.0, "poly": lambda: poly_decay(t), "cosine": lambda: cosine_decay(t, floor=0.01)}[self.schedule]()
 
 
-def _check(plan: Plan, *, size, betas, scales, warmup, clip, clip_value) -> None:
+def _check(plan: Plan, *, size, betas, scales, **limits: tuple[float, float]) -> None:
     if size and (len(size) != plan.dims or min(size) < 1):
         raise UsageError("a window has a positive side for each axis", where="size", found=tuple(size), allowed=f"{plan.dims} numbers")
     if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
@@ -153,6 +172,6 @@ def _check(plan: Plan, *, size, betas, scales, warmup, clip, clip_value) -> None
         raise UsageError(
             "training scales differ and are factors", where="scales", found=tuple(scales), allowed="0.1 to 4, e.g. 0.75,1,1.25"
         )
-    for name, value, most in (("warmup", warmup, 0.99), ("clip", clip, math.inf), ("clip_value", clip_value, math.inf)):
+    for name, (value, most) in limits.items():
         if not 0 <= value <= most:
             raise UsageError("this is not negative" if value < 0 else "this is too large", where=name, found=value)

@@ -21,20 +21,24 @@ from ..core.manifest import Manifest
 from ..core.method import Clock, Derived, Method, Sampling, Stage
 from ..core.plan import Plan
 from ..core.prediction import Prediction
+from ..inferers.sliding import SlidingWindow
 from .learned import Segmenter
 
 
 class Objective(Protocol):
-    """``readout``: how a structure's logit becomes its probability; ``spatial``: poses that keep the maps true; ``levels``: weights of a
-    deeply supervised network's maps, finest first, halved beyond the last; ``preparation``: what the maps depend on beside the case."""
+    """``readout``: how a structure's logit becomes its probability, 'tanh' | 'sigmoid'; ``start``, ``gain``: a logit is start + gain x
+    what the network gives; ``spatial``: poses that keep the maps true; ``levels``: weights of a deeply supervised network's maps, finest
+    first, halved beyond the last; ``preparation``: what the maps depend on beside the case."""
 
     readout: str
+    start: float
+    gain: float
     spatial: str
     levels: tuple[float, ...]
     preparation: str
 
-    def targets(self, case: Case, masks: np.ndarray) -> Mapping[str, Derived]:
-        """Maps of a prepared case (with the method's channels) and the ``masks`` (K, *s) bool of its K structures."""
+    def targets(self, case: Case, masks: np.ndarray, plan: Plan) -> Mapping[str, Derived]:
+        """Maps of a case prepared by ``plan`` (with the method's channels) and the ``masks`` (K, *s) bool of its K structures."""
 
     def __call__(
         self, logits: Tensor, target: Mapping[str, Tensor], *, weight: Tensor | None = None, ignore_index: int | None = None
@@ -42,12 +46,19 @@ class Objective(Protocol):
         """Scalar of ``logits`` (B, K, *s); ``target``: maps, 'masks' (B, K, *s), 'to_case'; ``weight`` (B, *s): 0 where nobody spoke."""
 
 
+_SURE = 1 - 1e-6  # no blend is surer than this
+_LINKS = {  # by readout: logit -> what the person sees, and back
+    "tanh": (torch.tanh, lambda p: p.clamp(-_SURE, _SURE).atanh()),
+    "sigmoid": (torch.sigmoid, lambda p: p.logit(1 - _SURE)),
+}
+
+
 class Targeted(Segmenter):
     """``part`` network: a segmenter of the catalogue that lends its network (untrained) and the window it needs; trained as options say.
 
-    The network has one logit a structure (a lent one's are taken less its background's). Coarser maps of a deeply supervised network are
-    read at the patch's size. Structures may overlap: then each is present from probability 0.5 on. Data with left-right pairs of classes
-    are not mirrored left-right, as a map does not know its partner.
+    The network gives one map a structure (a lent one's are taken less its background's), of which the objective makes logits. Coarser maps
+    of a deeply supervised network are read at the patch's size. Windows are blended as probabilities. Structures may overlap: then each is
+    present from probability 0.5 on. Data with left-right pairs of classes are not mirrored left-right, as a map does not know its partner.
     """
 
     def __init__(
@@ -70,6 +81,7 @@ class Targeted(Segmenter):
         super().__init__(plan, manifest, network=network, objective=objective, lr=lr, weight_decay=weight_decay, ema=ema)
         self.readout = self.objective.readout
         self.register_buffer("overlapping", torch.tensor(False))
+        self.register_buffer("line", torch.tensor([self.objective.start, self.objective.gain]))  # a run keeps that it was trained with
 
     @property
     def out_channels(self) -> int:
@@ -86,7 +98,7 @@ class Targeted(Segmenter):
         if case.label is None:
             return {}
         seen = replace(case, images={name: case.images[name] for name in self.channels})
-        return self.objective.targets(seen, structures(case.label, self.out_channels))
+        return self.objective.targets(seen, structures(case.label, self.out_channels), self.plan)
 
     def losses(self, batch: Batch, clock: Clock, turn: str = "main") -> dict[str, Tensor]:
         label = batch.label
@@ -101,7 +113,7 @@ class Targeted(Segmenter):
         target = {**batch.maps, "masks": masks, "to_case": batch.to_case}
         maps = self.network(batch.image)
         maps = [maps] if isinstance(maps, Tensor) else list(maps)
-        levels = [_at(self.signed(m), batch.image.shape[2:]) for m in maps]
+        levels = [_at(self.logits(m), batch.image.shape[2:]) for m in maps]
         shares = _shares(self.objective.levels, len(levels))
         terms = [s * self.objective(level, target, weight=weight) for s, level in zip(shares, levels, strict=True)]
         return {"segmentation": sum(terms)}
@@ -109,11 +121,15 @@ class Targeted(Segmenter):
     def forward(self, image: Tensor, condition: Condition | None = None) -> Tensor:
         """(B, K, *s) logits of the structures, of the averaged network when evaluating."""
         maps = super().forward(image)
-        return self.signed(maps if isinstance(maps, Tensor) else maps[0])
+        return self.logits(maps if isinstance(maps, Tensor) else maps[0])
 
-    def signed(self, maps: Tensor) -> Tensor:
-        """One logit a structure, of a network's (B, K or K + 1, *s)."""
-        return maps if maps.shape[1] == self.out_channels else maps[:, 1:] - maps[:, :1]
+    def logits(self, maps: Tensor) -> Tensor:
+        """One logit a structure (B, K, *s), of a network's maps (B, K or K + 1, *s)."""
+        signed = maps if maps.shape[1] == self.out_channels else maps[:, 1:] - maps[:, :1]
+        return self.line[0] + self.line[1] * signed
+
+    def inferer(self) -> SlidingWindow:
+        return replace(super().inferer(), link=_LINKS[self.readout])
 
     def finish(self, maps: Tensor, case: Case) -> Prediction:
         prediction = super().finish(maps, case)

@@ -12,6 +12,7 @@ https://arxiv.org/abs/2201.00462, code https://github.com/kkk55596/D-Former. Whe
 * Volumes whose map has odd sides are padded where neighbours are merged and cropped again.
 * Groups and patches are given thin axis first: that is the shortest side of the planned window, or ``axis``.
 * In training, the decoder's coarser levels give logits of finer voxels than their own, a patch each, by one linear map.
+* ``drop_path`` is 0: the released network has it but leaves it at that (a comment says 0.2), and short trainings need every block.
 * Dice + cross-entropy over three levels, SGD at 0.01, momentum .99, polynomial decay: recalled, not verified.
 
 Key components: ``Groups``, ``GroupAttention``, ``Position``.
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ..core.errors import UsageError
+from .blocks.drop_path import kept
 from .blocks.padding import check_multiple
 from .blocks.slices import thin_axis
 from .blocks.start import truncated_linear
@@ -46,7 +48,9 @@ class DFormer(nn.Module):
     ``width``: channels of the first stage, doubled in each; ``depths``, ``heads``: blocks and heads of the stages. ``patch``: voxels of a
     token, ``group``: tokens of a group, both along the thin ``axis`` first (-1: the shortest side of ``window``, the last of
     several). ``scopes``: 'alternating' is the paper (local, dilated, ...); 'local' never dilates; 'shifted' moves every second grid of
-    groups by half a group instead. ``positions``: the depthwise position code.
+    groups by half a group instead. ``positions``: the depthwise position code. ``drop_path``: probability in training that the deepest
+    stage's last block is skipped, for each of its two branches; it grows linearly from 0 at the first block, and on the way up a stage has
+    the rates that it had on the way down.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class DFormer(nn.Module):
         group: tuple[int, ...] = (2, 7, 7),
         scopes: Literal["alternating", "local", "shifted"] = "alternating",
         positions: bool = True,
+        drop_path: float = 0.0,
         axis: int = -1,
         window: tuple[int, ...] = (),
     ):
@@ -76,9 +81,12 @@ class DFormer(nn.Module):
             raise UsageError("a patch and a group have three sides", where="patch, group", found=(patch, group))
         if scopes not in SECOND:
             raise UsageError("unknown scopes", where="scopes", found=scopes, allowed=", ".join(SECOND))
+        if not 0 <= drop_path < 1:
+            raise UsageError("this is no probability", where="drop_path", found=drop_path, allowed="0 to below 1")
         self.axis = thin_axis(axis, window)
         self.multiple = patch = _thin(patch, self.axis)
-        stage = lambda i: Stage(dims[i], depths[i], heads[i], _thin(group, self.axis), scopes, positions=positions)
+        rates = [[drop_path * (sum(depths[:i]) + j) / (sum(depths) - 1) for j in range(n)] for i, n in enumerate(depths)]
+        stage = lambda i: Stage(dims[i], heads[i], _thin(group, self.axis), scopes, rates[i], positions=positions)
         coarser = range(len(dims) - 2, -1, -1)
         self.embed, self.embed_norm = nn.Conv3d(in_channels, width, patch, patch), nn.LayerNorm(width)
         self.down = nn.ModuleList(stage(i) for i in range(len(dims)))
@@ -116,12 +124,13 @@ class DFormer(nn.Module):
 
 
 class Stage(nn.Module):
-    """The position code, then ``depth`` blocks: (B, *s, C) -> the same."""
+    """The position code, then a block for each of ``rates``, those of dropping it: (B, *s, C) -> the same."""
 
-    def __init__(self, dim: int, depth: int, heads: int, group: Sequence[int], scopes: str, *, positions: bool):
+    def __init__(self, dim: int, heads: int, group: Sequence[int], scopes: str, rates: Sequence[float], *, positions: bool):
         super().__init__()
         self.position = Position(dim) if positions else nn.Identity()
-        self.blocks = nn.Sequential(*[Block(dim, heads, group, SECOND[scopes] if i % 2 else "local") for i in range(depth)])
+        scope = lambda i: SECOND[scopes] if i % 2 else "local"
+        self.blocks = nn.Sequential(*[Block(dim, heads, group, scope(i), rate) for i, rate in enumerate(rates)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.position(x))
@@ -139,16 +148,18 @@ class Position(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention in groups, then x + perceptron, each of the normalised map: (B, *s, C) -> the same."""
+    """x + attention in groups, then x + perceptron, each of the normalised map: (B, *s, C) -> the same. In training each is left out
+    with probability ``rate``."""
 
-    def __init__(self, dim: int, heads: int, group: Sequence[int], scope: str):
+    def __init__(self, dim: int, heads: int, group: Sequence[int], scope: str, rate: float = 0.0):
         super().__init__()
+        self.rate = rate
         self.norm1, self.attention = nn.LayerNorm(dim), GroupAttention(dim, heads, group, scope)
         self.norm2, self.mlp = nn.LayerNorm(dim), nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + kept(self.attention(self.norm1(x)), self.rate, self.training)
+        return x + kept(self.mlp(self.norm2(x)), self.rate, self.training)
 
 
 class GroupAttention(nn.Module):

@@ -8,19 +8,27 @@ Zhao et al., M2SNet: Multi-scale in multi-scale subtraction network for medical 
 https://arxiv.org/abs/2303.10894; before it MSNet (MICCAI 2021), code https://github.com/Xiaoqi-Zhao-DLUT/MSNet-M2SNet. Where we differ or
 had to choose:
 
-* The box filters of a unit act on each channel by itself, are sums (not means) and see zeros outside; the published code is MSNet's alone.
-  |F(A) - F(B)| is computed as |F(A - B)|, which is the same number.
+* A unit's filters of ones act on each channel by itself, see zeros outside and are averaged, not summed: summed, an untrained unit sees 4 %
+  pixels, 30 % of 3 x 3 and 66 % of 5 x 5; averaged about a third of each. The authors' repository holds MSNet alone. Of the M2SNet that
+  circulates in others' the filters run over all channels, then batch norm and ReLU, before |F(A) - F(B)|: all channels then say the same of
+  a neighbourhood. |F(A) - F(B)| is computed as |F(A - B)|, which is the same number.
 * Several structures (the paper has one): a map each, trained one against the rest.
-* The published name filter for the backbone's smaller rate never matches, so all weights learn at 0.05 there, and here. Its rate rises and
-  falls in straight lines; here it falls by (1 - t)^0.9.
+* The paper's backbone, from ImageNet, is meant to learn at a tenth of the others' rate (the published name filter for it never matches).
+  Ours does with ``--set pretrained=FILE.safetensors``; one of random weights has nothing to keep and learns like the rest.
+* The paper's training is SGD at 0.05, up for half of 50 epochs and down for the other half. A short training learns more by AdamW at 1e-3
+  with a short warm-up, the default; ``--set optimizer=sgd --set lr=0.05 --set weight_decay=5e-4 --set schedule=poly --set warmup=0.5`` is
+  the paper's but for the way down, (1 - t)^0.9 for a straight line.
 * LossNet is VGG-16 with ImageNet weights in the paper: ``--set vgg=FILE.safetensors``. Without a file its filters are random and fixed,
-  which still compares borders and textures of the two masks, though not as ImageNet would.
-* Input size, normalisation and augmentation are the plan's. ``--set pretrained=FILE.safetensors`` fills the backbone.
+  which still compares borders and textures of the two masks, though not as ImageNet would; each level is then divided by how much it varies
+  over a disc, since its luck would set the loss's scale. Maps smaller than ``loss_size`` are seen as they are: enlarging them cost more
+  than the network.
+* Input size, normalisation and augmentation are the plan's.
 
 Key components: ``Subtraction``, ``Pyramid``, ``LossNet``.
 
 Good to know: subtraction needs levels that mean the same by the same channel, which training must find; from random weights a sum is the
-easier start. LossNet costs two passes of a VGG at ``loss_size`` per step and nothing at prediction; ``--set features=0`` leaves it out.
+easier start. LossNet costs two passes of a VGG per step, about as much as the network, and nothing at prediction; ``--set features=0``
+leaves it out.
 """
 
 from __future__ import annotations
@@ -50,7 +58,8 @@ class M2SNet(nn.Module):
     """Logits (B, out_channels, H, W). H and W are multiples of 32.
 
     ``depths`` and ``width`` of the backbone (see ``Res2Net``), ``channels`` of every level after it. ``unit``: how two levels are joined:
-    'multi' is the paper, 'single' MSNet's pixelwise difference, 'add' the sum (same parameters).
+    'multi' is the paper, 'single' MSNet's pixelwise difference, 'add' the sum, 'concat' both beside each other (same parameters: its
+    convolution has two groups, each of half of both levels' channels).
     """
 
     multiple = (32, 32)
@@ -64,7 +73,7 @@ class M2SNet(nn.Module):
         depths: tuple[int, ...] = (3, 4, 6, 3),
         width: int = 64,
         channels: int = 64,
-        unit: Literal["multi", "single", "add"] = "multi",
+        unit: Literal["multi", "single", "add", "concat"] = "multi",
     ):
         super().__init__()
         if spatial_dims != 2:
@@ -104,8 +113,8 @@ class Pyramid(nn.Module):
 
     def __init__(self, channels: int, *, levels: int, unit: str):
         super().__init__()
-        if unit not in (*SCALES, "add"):
-            raise UsageError("unknown unit", where="unit", found=unit, allowed=", ".join((*SCALES, "add")))
+        if unit not in (*SCALES, "add", "concat"):
+            raise UsageError("unknown unit", where="unit", found=unit, allowed=", ".join((*SCALES, "add", "concat")))
         self.columns = nn.ModuleList(nn.ModuleList(Subtraction(channels, unit) for _ in range(levels - k)) for k in range(1, levels))
         self.join = nn.ModuleList(conv_norm_relu(channels, channels) for _ in range(levels - 2))
 
@@ -120,20 +129,26 @@ class Pyramid(nn.Module):
 
 
 class Subtraction(nn.Module):
-    """Conv-BN-ReLU of sum_n |F_n(A) - F_n(B)| with F_n the n x n box of ones: A (B, C, h, w), B the deeper level, resized to A's."""
+    """Conv-BN-ReLU of sum_n |F_n(A) - F_n(B)| / n^2 with F_n the n x n box of ones: A (B, C, h, w), B the deeper level, resized to A's."""
 
     def __init__(self, channels: int, unit: str = "multi"):
         super().__init__()
         self.unit, self.conv = unit, conv_norm_relu(channels, channels)
+        if unit == "concat":
+            if channels % 2:
+                raise UsageError("two groups need an even number", where="channels", found=channels, fix="take one more")
+            self.conv[0] = nn.Conv2d(2 * channels, channels, 3, padding=1, groups=2, bias=False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.conv(self.join(a, resize_like(b, a)))
 
     def join(self, a: Tensor, b: Tensor) -> Tensor:
-        """What the convolution sees of two maps of one size; exactly 0 where they agree, and the same with the two exchanged."""
+        """What the convolution sees of two maps of one size; a difference is exactly 0 where they agree, and the same when exchanged."""
         if self.unit == "add":
             return a + b
-        return sum(box(a - b, n).abs() for n in SCALES[self.unit])
+        if self.unit == "concat":
+            return torch.cat([half for pair in zip(a.chunk(2, 1), b.chunk(2, 1), strict=True) for half in pair], 1)
+        return sum(box(a - b, n).abs() / n**2 for n in SCALES[self.unit])
 
 
 def box(x: Tensor, side: int) -> Tensor:
@@ -142,10 +157,11 @@ def box(x: Tensor, side: int) -> Tensor:
 
 
 class LossNet(nn.Module):
-    """sum_i MSE(phi_i(P), phi_i(G)) over four levels of a frozen VGG-16, for maps P and G (N, 1, h, w) in 0..1.
+    """sum_i MSE(phi_i(P), phi_i(G)) / c_i over four levels of a frozen VGG-16, for maps P and G (N, 1, h, w) in 0..1.
 
-    Nothing here learns. ``vgg``: a safetensors file with VGG-16's published weights; without one, He-initialised filters that are the same
-    every time, ``width`` of them in the first layers (64 is VGG's). ``size``: side that maps are resized to.
+    Nothing here learns. ``vgg``: a safetensors file with VGG-16's published weights, c_i = 1; without one, He-initialised filters that are
+    the same every time, ``width`` of them in the first layers (64 is VGG's), and c_i is the variance of phi_i over the map of a disc.
+    ``size``: sides that larger maps are shrunk to.
     """
 
     def __init__(self, *, vgg: str = "", width: int = 64, size: int = 224):
@@ -163,17 +179,25 @@ class LossNet(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
         self.requires_grad_(False)
+        self.register_buffer("scales", torch.ones(len(CUTS)) if vgg else self.contrasts())
 
     def forward(self, p: Tensor, g: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = self.features(g)
-        return sum(mse_loss(found, aim) for found, aim in zip(self.features(p), wanted, strict=True))
+        return sum(mse_loss(found, aim) / c for found, aim, c in zip(self.features(p), wanted, self.scales, strict=True))
 
     def features(self, maps: Tensor) -> list[Tensor]:
         x = (maps.float() - self.mean) / self.std  # one channel becomes three
-        x = interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False)
+        size = [min(n, self.size) for n in x.shape[2:]]
+        x = interpolate(x, size, mode="bilinear", align_corners=False) if size != list(x.shape[2:]) else x
         found = []
         for part in self.parts:
             x = part(x)
             found.append(x)
         return found
+
+    def contrasts(self) -> Tensor:
+        """(4,): each level's variance over the map of a disc, averaged over its channels."""
+        at = torch.arange(64, dtype=torch.float32) - 31.5
+        disc = (at[:, None] ** 2 + at**2 < 20**2).float()
+        return torch.stack([found.var((2, 3)).mean() for found in self.features(disc[None, None])]).clamp_min(1e-6)

@@ -12,7 +12,9 @@ CVPR 2025, https://arxiv.org/abs/2506.18335, code https://github.com/saadwazir/M
 * One map per class and a softmax, instead of a sigmoid: for one structure the same objective.
 * Pixel shuffle numbers channels in torch's order (channel, row, column), Keras in (row, column, channel): weights need permuting.
 * A side output's 3x3 convolution of an enlarged map is computed as nine 1x1 ones of the small map, enlarged and shifted: the same numbers.
-* The rate is constant; the published one falls by a hundred when the training loss stalls. The published epoch is chosen on test patches.
+* The rate is 1e-3, a cosine after a warm-up, for short trainings; the published one (``--set lr=1e-4 --set schedule=constant
+  --set warmup=0``, 200 epochs) falls by a hundred when the training loss stalls. The published epoch is chosen on test patches.
+* Attention and gates start as published (Glorot and he-normal); skip gates and skip paths, most of them before batch norm, as torch's do.
 * ``encoder=res2net`` is our example of another encoder (from stride 4 on, narrowed to the decoder's widths), with local weights if wanted.
 
 Key components: ``Decoder`` (``Restore``, ``RowAttention``, ``ResPath``), and in ``networks.nested_encoder`` the paper's own encoder and
@@ -35,16 +37,19 @@ from ..core.errors import UsageError
 from .blocks.norm import check_batch
 from .blocks.padding import check_multiple
 from .blocks.res2net import Res2Net
+from .blocks.start import glorot_uniform
 from .nested_encoder import ConvBlock, DualGate, NestedEncoder, depthwise, he_uniform
 
-RESTORE = ("depth-to-space", "bilinear", "transposed")
+RESTORE = ("depth-to-space", "resize-convolution", "bilinear", "transposed")
 
 
 class MCADS(nn.Module):
     """Logits (B, out_channels, H, W); in training a list of as many as there are depths, finest first. H and W are multiples of 32.
 
-    ``width``: channels of the finest level, from which all others follow. ``restore``: how the two deepest steps enlarge; ``attention``:
-    with the attention along rows (else a step ends without it). ``depths``: blocks of the stages of ``encoder`` 'res2net'.
+    ``width``: channels of the finest level, from which all others follow. ``restore``: how the two deepest steps enlarge: 'depth-to-space'
+    is the paper; 'resize-convolution' interpolates and convolves, at the same number of multiplications; 'bilinear' interpolates as the
+    other steps do; 'transposed' convolves with stride. ``attention``: with the attention along rows (else a step ends without it).
+    ``depths``: blocks of the stages of ``encoder`` 'res2net'.
     """
 
     multiple = (32, 32)
@@ -58,7 +63,7 @@ class MCADS(nn.Module):
         encoder: Literal["nested", "res2net"] = "nested",
         width: int = 64,
         depths: tuple[int, ...] = (3, 4, 6, 3),
-        restore: Literal["depth-to-space", "bilinear", "transposed"] = "depth-to-space",
+        restore: Literal["depth-to-space", "resize-convolution", "bilinear", "transposed"] = "depth-to-space",
         attention: bool = True,
     ):
         super().__init__()
@@ -133,22 +138,27 @@ class Restore(nn.Sequential):
     """(B, inp, h, w) -> (B, out, 2h, 2w)."""
 
     def __init__(self, inp: int, out: int, how: str):
-        if how == "bilinear":
-            enlarge: list[nn.Module] = [nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)]
+        conv = lambda out: (nn.Conv2d(inp, out, 3, padding=1), nn.ReLU())
+        if how == "depth-to-space":
+            enlarge = [*conv(4 * inp), nn.PixelShuffle(2), *conv(inp)]
         elif how == "transposed":
             enlarge = [nn.ConvTranspose2d(inp, inp, 2, 2), nn.ReLU()]
         else:
-            enlarge = [nn.Conv2d(inp, 4 * inp, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(inp, inp, 3, padding=1), nn.ReLU()]
+            enlarge = [nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)]
+            if how == "resize-convolution":
+                enlarge += [*conv(inp), *conv(inp)]
         super().__init__(*enlarge, ConvBlock(inp, out))
         he_uniform(self)
 
 
 class RowAttention(nn.Module):
-    """Softmax attention among the pixels of one image row, (B, C, H, W) -> the same; not scaled."""
+    """Softmax attention among the pixels of one image row, (B, C, H, W) -> the same; not scaled. It starts as Keras's layers do: with
+    torch's smaller weights it would begin as nearly the mean of the row."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
+        self.apply(glorot_uniform)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.permute(0, 2, 3, 1)

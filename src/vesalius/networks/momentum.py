@@ -44,17 +44,19 @@ class Momentum:
                 allowed = f"{most} blocks a stage at gamma {self.gamma:g}"
                 raise UsageError("too many blocks to be reversed exactly", where="depths", found=blocks, allowed=allowed)
 
-    def __call__(self, x: Tensor, blocks: Sequence[nn.Module]) -> Tensor:
+    def __call__(self, x: Tensor, blocks: Sequence[nn.Module], v: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Position and velocity after the blocks. ``v``: a velocity to go on with; None where none is known, or none is left."""
         if not blocks:
-            return x
-        v = torch.zeros_like(x) if self.start == "zero" else blocks[0](x)
+            return x, v
+        if v is None:
+            v = torch.zeros_like(x) if self.start == "zero" else blocks[0](x)
         if self.memory == "reversible" and torch.is_grad_enabled():
             weights = [p for f in blocks for p in f.parameters() if p.requires_grad]
             return Reversible.apply(x, v, self.ratio, tuple(blocks), *weights)
         for f in blocks:
             v = self.gamma * v + (1 - self.gamma) * f(x)
             x = x + v
-        return x
+        return x, v
 
 
 def advance(x: Tensor, v: Tensor, cut: Tensor, push: Tensor, ratio: Fraction) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,12 +87,12 @@ def _divmod(a: Tensor, b: int) -> tuple[Tensor, Tensor]:
 
 
 class Reversible(torch.autograd.Function):
-    """The blocks' last x, with a backward that walks back from it. Stores three integers per value, however many blocks there are.
+    """The blocks' last x and v, with a backward that walks back from them. Stores three integers per value, however many blocks there are.
 
     Values that are no numbers or beyond 2^31 have no integers: then every answer is NaN, which the training loop notices."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, v: Tensor, ratio: Fraction, blocks: tuple[nn.Module, ...], *weights: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, v: Tensor, ratio: Fraction, blocks: tuple[nn.Module, ...], *weights: Tensor) -> tuple[Tensor, Tensor]:
         ctx.blocks, ctx.ratio, ctx.kind = blocks, ratio, x.dtype
         ctx.cast = dict(device_type=x.device.type, dtype=torch.get_autocast_dtype(x.device.type))
         ctx.cast["enabled"] = torch.is_autocast_enabled(x.device.type)
@@ -101,12 +103,12 @@ class Reversible(torch.autograd.Function):
             at, speed, cut = advance(at, speed, cut, _push(y, ratio), ratio)
             sound = sound & _sound(y) & (at.abs() < 2**61).all()
         ctx.end = at, speed, cut
-        return _floating(at, x.dtype).masked_fill(~sound, math.nan)
+        return tuple(_floating(end, x.dtype).masked_fill(~sound, math.nan) for end in (at, speed))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gx: Tensor):
-        (at, speed, cut), ratio, gv = ctx.end, ctx.ratio, torch.zeros_like(gx)
+    def backward(ctx, gx: Tensor, gv: Tensor):
+        (at, speed, cut), ratio = ctx.end, ctx.ratio
         pull, found = float(1 - ratio), []
         for f in reversed(ctx.blocks):
             at, speed = retreat(at, speed)

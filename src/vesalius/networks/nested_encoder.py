@@ -111,13 +111,18 @@ class ConvBlock(nn.Sequential):
 
 class DualGate(nn.Module):
     """x times a weight a channel plus x times a weight a pixel, both weights in 0..1. Channels: from mean and maximum over the map; pixels:
-    from mean, maximum, minimum and sum over the channels, of which training drops half."""
+    from mean, maximum, minimum and sum over the channels, of which training drops half. Weights start he-normal,
+    biases at 0."""
 
     def __init__(self, channels: int, ratio: int = 16):
         super().__init__()
         inner = max(1, channels // ratio)
         self.squeeze, self.excite = nn.Linear(channels, inner, bias=False), nn.Linear(inner, channels, bias=False)
         self.drop, self.around, self.point = nn.Dropout(0.5), nn.Conv2d(4, 1, 7, padding=3), nn.Conv2d(1, 1, 1)
+        for layer in (self.squeeze, self.excite, self.around, self.point):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         by_channel = self.excite(silu(self.squeeze(x.mean((2, 3)) + x.amax((2, 3))))).sigmoid()[:, :, None, None]
@@ -132,8 +137,10 @@ def depthwise(channels: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
 
 
 def he_uniform(net: nn.Module) -> nn.Module:
-    """Uniform weights that keep the variance under ReLU, in all convolutions of ``net``."""
+    """Uniform weights that keep the variance under ReLU, in all convolutions of ``net``, and biases 0."""
     for m in net.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_uniform_(m.weight, nonlinearity="relu")
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
     return net

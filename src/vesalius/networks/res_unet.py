@@ -6,8 +6,10 @@ convolution of its input; the first convolution of a unit strides instead of poo
 Zhang, Liu and Wang, Road extraction by deep residual U-Net, 2018, https://arxiv.org/abs/1711.10684; as the baseline of Jha et al.,
 Kvasir-SEG: a segmented polyp dataset, MMM 2020, https://arxiv.org/abs/1911.07069. Where we had to choose:
 
-* The baseline's settings are known second hand: soft Dice, Nadam at a rate of 1e-4, batches of 8, frames of 320 x 320 for 150 epochs. Input
-  size and augmentation are the plan's (``--set whole=true --set size=320,320`` squeezes every frame into one window).
+* The baseline's settings are known second hand: soft Dice, Nadam at a rate of 1e-4, batches of 8, frames of 320 x 320 for 150 epochs. Some
+  hundred steps want ten times as much, the card's default, and it falls by a cosine. Input size and augmentation are the plan's
+  (``--set whole=true --set size=320,320`` squeezes every frame into one window).
+* The baseline has one map and a sigmoid. Here is a map for every class and a softmax, which of two classes is the same.
 * Enlarging is bilinear; the 1x1 convolution beside a unit is not normalised.
 
 Key components: ``Unit``.

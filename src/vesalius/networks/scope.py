@@ -14,6 +14,7 @@ it is pooled, depth and width of the graph network. Where we differ or had to ch
 * Nodes and pixels are both taught, each by (1 - a) Dice + a clDice; a node's class is that of any foreground in it (``nodes``). From
   random weights that alone ends in foreground everywhere, so cross-entropy is added (``ce_weight``).
 * VGG has group norms, without which it does not start from random weights; ``--set norm=none`` is for ImageNet's.
+* A node's graph convolutions start with He weights: with torch's own, behind averages, it hears next to nothing at first.
 * Optimiser and rate are ours: none is known. Input size and augmentation are the plan's.
 
 Key components: ``grid_edges``, ``GraphConv``, ``GridGraph``; the loss is ``objectives.cldice``.
@@ -145,11 +146,14 @@ class GridGraph(nn.Module):
 
 class GraphConv(nn.Module):
     """Node features (B, N, inp) and ``edges`` (2, E), each direction an edge of its own, -> (B, N, out): D^-1/2 (A + I) D^-1/2 X W + b, D
-    the degrees of A + I (Kipf and Welling, eq. 2)."""
+    the degrees of A + I (Kipf and Welling, eq. 2). W starts so that a ReLU behind it keeps the variance (He), as averages over neighbours
+    are small enough already, and b at 0."""
 
     def __init__(self, inp: int, out: int):
         super().__init__()
         self.mix = nn.Linear(inp, out)
+        nn.init.kaiming_normal_(self.mix.weight, nonlinearity="relu")
+        nn.init.zeros_(self.mix.bias)
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
         told, by = edges

@@ -1,8 +1,8 @@
 """What a student's prediction map is compared with in KDAS: the teacher's map attended to by itself, and both maps made symmetric.
 
 Trinh et al., KDAS: Knowledge distillation via attention supervision framework for polyp segmentation (2023),
-https://arxiv.org/abs/2312.08555, code https://github.com/huyquoctrinh/KDAS. A map (B, K, H, W) holds logits; each class's map is a
-matrix of H rows, and a row is a token of W numbers.
+https://arxiv.org/abs/2312.08555, code https://github.com/huyquoctrinh/KDAS. A map (B, K, H, W) holds logits unless said otherwise; each
+class's map is a matrix of H rows, and a row is a token of W numbers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def symmetric(maps: Tensor, side: int = 0) -> Tensor:
 
 
 def symmetric_guidance(student: Tensor, teacher: Tensor, side: int = 0) -> Tensor:
-    """L_SGM: the mean squared difference of both maps' symmetric forms."""
+    """L_SGM: the mean squared difference of both maps' symmetric forms. Of probabilities it is 4 at most; of logits, as published, it
+    grows with the square of how sure both are."""
     return mse_loss(symmetric(student, side), symmetric(teacher, side))
 
 

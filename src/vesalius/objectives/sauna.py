@@ -8,9 +8,17 @@ Dang, Nguyen and Tiulpin, Image-level Regression for Uncertainty-aware Retinal I
 Key components: ``certainty``, the transform (once per case, cached; moved and cropped with the image); ``jaccard``; ``focal_l1``. The
 network is the planned U-Net or that of any segmenter (``--part network=SLUG``), and so is its training.
 
-Good to know: distances are exact Euclidean ones (published: a chamfer of 5 x 5) and each structure has a map of its own. The greatest
-thickness T is that of the image, not of the patch. Published training: Adam, rate 1e-4 falling to a tenth after two thirds, on whole images
-of 512 pixels (``--set lr=1e-4``); here it is the common plan's. Sums of the Jaccard loss run over the batch, one ratio a structure.
+Where we differ or had to choose:
+
+* Distances are exact Euclidean ones (published: a chamfer of 5 x 5) and each structure has a map of its own. The greatest thickness T is
+  that of the image, not of the patch. Sums of the Jaccard loss run over the batch, one ratio a structure.
+* A logit is -1 + 0.3 x what the network gives. Most pixels are background: a network that starts with logits far out learns late that some
+  are not, and how late depends on the seed.
+* Published training: Adam at 1e-4 (``--set lr=1e-4``) falling to a tenth after two thirds of 300 epochs, on whole images of 512 pixels.
+  Some hundred steps want 5e-3, the default; patches and the rest are the common plan's.
+
+Good to know: in the Jaccard loss's default form foreground and background share one ratio, most of which is background.
+``--set form=split`` gives each its own, so that vessels count as much.
 """
 
 from __future__ import annotations
@@ -25,6 +33,7 @@ from torch import Tensor
 
 from ..core.case import Case
 from ..core.method import Derived
+from ..core.plan import Plan
 from ..ops.guidance import distance_to_mask
 from .focal_l1 import focal_l1
 
@@ -37,7 +46,7 @@ class SAUNA:
     foreground and background in one ratio ('joint') or a ratio each, summed ('split').
     """
 
-    readout, spatial, levels = "tanh", "full", (1.0,)
+    readout, start, gain, spatial, levels = "tanh", -1.0, 0.3, "full", (1.0,)
 
     def __init__(
         self,
@@ -56,7 +65,7 @@ class SAUNA:
     def preparation(self) -> str:
         return f"{self.thickness}"
 
-    def targets(self, case: Case, masks: np.ndarray) -> Mapping[str, Derived]:
+    def targets(self, case: Case, masks: np.ndarray, plan: Plan) -> Mapping[str, Derived]:
         """'certainty' (K, *s) of masks (K, *s) bool; outside the case is sure background."""
         maps = [certainty(m, case.geometry.spacing, thickness=self.thickness) for m in masks]
         return {"certainty": Derived(np.stack(maps), fill=-1.0)}

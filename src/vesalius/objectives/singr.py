@@ -9,11 +9,20 @@ https://arxiv.org/abs/2405.16813.
 Key components: ``certainty``, the transform (once per case, cached); ``ops.geodesic``; ``focal_l1`` with a detached weight that a wrong
 sign keeps at 1 or more. The network is the planned U-Net or that of any segmenter (``--part network=SLUG``), and so is its training.
 
-Good to know: the border is the structure's own outermost voxels, so that a border voxel has 0.5 (the published code takes Canny edges of
-each axial slice, whose side is not defined). Every channel is a modality; each one's map reaches 1, their mean may not. Sweeps go on until
-nothing changes (published: four). Overlapping structures have a map each. A structure of border voxels alone is taken for sure, 1 and -1.
-Published training: Adam, 1e-4 falling to a tenth after 70 %, flips only; here it is the common plan's, whose rotations blend the two sides.
-The tanh saturates on the background first, so the first hundreds of steps show less than hard labels would.
+Where we differ or had to choose:
+
+* The border is the structure's own outermost voxels, so that a border voxel has 0.5 (the published code takes Canny edges of each axial
+  slice, whose side is not defined). Sweeps go on until nothing changes (published: four).
+* A zero of the raw image is sure background where the plan crops to the body because zeros lie outside (skull-stripped volumes), as
+  published. Elsewhere it is a value like others: in CT it is water, and specks of it would be sure background beside a structure.
+* Of a small structure nearly all voxels are -1. A network that starts at 0, or with logits far out, spends a short training on getting
+  there. A logit is -1.5 + 0.3 x what the network gives: background from the first step, and nothing is sure.
+* Published training: Adam at 1e-4 (``--set lr=1e-4``) falling to a tenth after 70 % of 200 epochs, flips only. Some hundred steps want
+  5e-3, the default; the rest is the common plan's, whose rotations blend the two sides.
+
+Good to know: every channel is a modality; each one's map reaches 1, their mean may not. Overlapping structures have a map each. A structure
+of border voxels alone is taken for sure, 1 and -1. Certainty is learnt more slowly than hard labels; by plain L1, whose best constant
+answer is -1 for a small structure, more slowly still.
 """
 
 from __future__ import annotations
@@ -27,6 +36,7 @@ from torch import Tensor
 from ..core.case import Case
 from ..core.errors import UsageError
 from ..core.method import Derived
+from ..core.plan import Plan
 from ..ops.components import bounding_box
 from ..ops.geodesic import geodesic_distance
 from .focal_l1 import focal_l1
@@ -39,7 +49,7 @@ class SiNGR:
     the focal weight; ``plain``: L1 without a weight.
     """
 
-    readout, spatial, levels = "tanh", "full", (1.0,)
+    readout, start, gain, spatial, levels = "tanh", -1.5, 0.3, "full", (1.0,)
 
     def __init__(self, *, geodesic: float = 0.5, margin: float = 0.5, alpha: float = 2.0, beta: float = 1.0, plain: bool = False):
         if not (0 <= geodesic <= 1 and 0 <= margin < 1):
@@ -50,9 +60,10 @@ class SiNGR:
     def preparation(self) -> str:
         return f"{self.geodesic} {self.margin}"
 
-    def targets(self, case: Case, masks: np.ndarray) -> Mapping[str, Derived]:
-        """'certainty' (K, *s) of masks (K, *s) bool; outside the case is sure background."""
-        image, body = standardised(case)
+    def targets(self, case: Case, masks: np.ndarray, plan: Plan) -> Mapping[str, Derived]:
+        """'certainty' (K, *s) of masks (K, *s) bool; outside the case is sure background, and outside the body where the plan says that
+        zeros are that."""
+        image, body = standardised(case, zeros_outside=plan.crop_to_body)
         spacing = case.geometry.spacing
         maps = [certainty(m, image, spacing, body=body, geodesic=self.geodesic, margin=self.margin) for m in masks]
         return {"certainty": Derived(np.stack(maps), fill=-1.0)}
@@ -67,14 +78,15 @@ class SiNGR:
         return focal_l1(p, y, wrong="at least one", detach=True, weight=weight, **self.focal)
 
 
-def standardised(case: Case) -> tuple[np.ndarray, np.ndarray]:
+def standardised(case: Case, *, zeros_outside: bool) -> tuple[np.ndarray, np.ndarray]:
     """The images (C, *s) of a prepared case with mean 0 and sd 1 over the body, and the body (C, *s) bool: where the raw image is not 0
-    (skull-stripped and padded images are 0 outside)."""
-    native, raw = case.native.images, []
-    for name, image in case.images.items():
-        source = native.get(name, image)
-        raw.append(np.asarray(source.data if source.geometry == case.geometry else source.on(case.geometry, "nearest").data) != 0)
-    image, body = case.stack(), np.concatenate(raw)
+    if ``zeros_outside`` (skull-stripped and padded images), else everywhere (in CT 0 is a value like others)."""
+    image, body = case.stack(), []
+    for name, channel in case.images.items():
+        source = case.native.images.get(name, channel) if zeros_outside else channel
+        data = np.asarray(source.data if source.geometry == case.geometry else source.on(case.geometry, "nearest").data)
+        body.append(data != 0 if zeros_outside else np.ones(data.shape, bool))
+    body = np.concatenate(body)
     for x, inside in zip(image, body, strict=True):
         values = x[inside] if inside.any() else x
         x -= values.mean()

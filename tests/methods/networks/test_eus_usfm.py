@@ -1,6 +1,7 @@
 """EUS-USFM: what the pretext sees and moves, how layers learn at their own rates, one component a class, and the study's guards."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ import torch
 from vesalius import catalog
 from vesalius.core.case import Batch, Case, Image, LabelMap
 from vesalius.core.errors import UsageError
-from vesalius.core.geometry import Geometry
+from vesalius.core.geometry import Geometry, LongestSide
 from vesalius.core.manifest import Manifest
 from vesalius.core.method import Clock, Stage
 from vesalius.core.plan import Plan
 from vesalius.core.prediction import Prediction
+from vesalius.datasets import open_dataset
 from vesalius.engine import api
 from vesalius.engine.infer import infer
 from vesalius.engine.prepare import Cache, prepare
+from vesalius.engine.progress import Progress
 from vesalius.engine.restore import restore
 from vesalius.engine.sample import Draws
 from vesalius.methods.networks.eus_usfm import UNTAUGHT, EusUsfm, MaskedFrames, one_component
@@ -293,10 +296,42 @@ def test_an_images_numbers_come_from_one_table_of_counts():
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- the proof
+PROOF = Path(__file__).resolve().parents[3] / "proofs" / "networks" / "eus_usfm.py"
+
+
 def test_arms_of_the_proof_are_one_network():
-    study = runpy.run_path(str(Path(__file__).resolve().parents[3] / "proofs" / "networks" / "eus_usfm.py"))["study"]()
+    study = runpy.run_path(str(PROOF))["study"]()
     names = {a.name for a in study.arms}
     assert study.baseline in names and all({e.arm, e.against or study.baseline} <= names for e in study.expects)
     built = [catalog.build(a.method, plan(), dataset(), options=a.options) for a in study.arms]
     assert len({sum(p.numel() for p in m.network.parameters()) for m in built}) == 1
-    assert any("centre=external" in d.where for d in study.data)
+    assert [m.layer_decay for m in built] == [1, 1, 0.75, 0.75]
+    data = open_dataset(study.data[0].where)
+    centres = {s: {data[i].source for i in getattr(data.split(), s)} for s in ("train", "val", "test")}
+    assert centres == {"train": {"centre A", "centre B"}, "val": {"centre A", "centre B"}, "test": {"centre C"}}
+    assert len(data.split().train) >= 400
+
+
+def test_the_proofs_rows(tmp_path):
+    """The arm with one component is the same run read otherwise; own centres are asked apart from the third; labels stay hidden."""
+    proof = runpy.run_path(str(PROOF))
+    study = replace(proof["study"](), arms=tuple(a for a in proof["study"]().arms if a.name.startswith("eus-usfm")))
+    tiny = {k: v for k, v in SMALL.items() if k not in ("lr", "layer_decay")}
+    study = replace(study, arms=tuple(replace(a, options={**a.options, **tiny}) for a in study.arms))
+    data = open_dataset("phantom:ultrasound?centre=external&cases=6,3,3")
+    settings = {**PLAN, "grid": LongestSide(32)}
+    rows = proof["measure"](study, data, tmp_path / "out", seeds=1, iterations=5, plan=settings, progress=Progress(quiet=True))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["eus-usfm"]
+    run = api.open_run(tmp_path / "out" / "eus-usfm" / "seed_0")
+    assert not run.method.keep_largest and proof["read_as"](run, study.arms[1]).keep_largest
+    assert {r["metric"] for r in rows} == set(study.metrics)
+    own = {r["case"].partition("&")[0] for r in rows if r["metric"] == "dsc, own centres"}
+    assert own == {"phantom:ultrasound?centre=A", "phantom:ultrasound?centre=B"}
+    third = {r["case"] for r in rows if r["metric"] == "dsc"}
+    assert third == set(data.split().test) and all(data[i].source == "centre C" for i in third)
+    assert not any(r["value"] for r in rows if r["metric"] == "several components" and r["method"].endswith("largest component"))
+    log = (tmp_path / "out" / "eus-usfm" / "seed_0" / "log.csv").read_text()
+    assert "\npretext," in log and "\nmain," in log
+    two = np.zeros((8, 8), int)
+    two[:2, :2] = two[5:, 5:] = 1
+    assert proof["several"](two) and not proof["several"](two[:4]) and not proof["several"](0 * two)

@@ -13,7 +13,10 @@ from vesalius.core.errors import UsageError
 from vesalius.core.manifest import Manifest
 from vesalius.core.method import Clock
 from vesalius.core.plan import Plan
+from vesalius.datasets import open_dataset
 from vesalius.engine import api
+from vesalius.engine.progress import Progress
+from vesalius.engine.record import read_json
 from vesalius.methods.learned import Segmenter
 from vesalius.methods.networks.kdas import KDAS
 from vesalius.objectives.kdas import attention_kl, pixel_kl, symmetric_guidance
@@ -55,11 +58,32 @@ def test_the_total_is_the_papers():
     expected = {
         "segmentation": 0.7 * (loss(p1, label) + loss(p2, label)),
         "attention": 0.3 * (attention_kl(p1, t1, 2.0) + attention_kl(p2, t2, 2.0)),
-        "symmetry": 0.3 * symmetric_guidance(p1, t1),
+        "symmetry": 0.3 * symmetric_guidance(p1.sigmoid(), t1.sigmoid()),
     }
     assert set(found) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
+    published = terms(method(symmetry="logits"))["symmetry"]
+    torch.testing.assert_close(published, 0.3 * symmetric_guidance(p1, t1))
+
+
+def test_a_teacher_that_is_sure_does_not_drown_the_reference():
+    """Gradients at the student's map, of a teacher 4 to either side a little beside the reference."""
+    label = torch.zeros(2, 64, 64, dtype=torch.long)
+    label[:, 20:44, 16:40] = 1
+    sure = 8.0 * label.roll(4, -1).unsqueeze(1) - 4
+    m = method()
+    m.taught = lambda image: [sure, sure]
+    m.network.forward = lambda image: maps
+    data = Batch(batch().image, {"reference": label}, None, ["a", "b"])
+    share = {}
+    for m.symmetry in ("probabilities", "logits"):
+        for name, maps in (("untrained", [torch.zeros_like(sure)] * 2), ("halfway", [sure.roll(-4, -1) / 2] * 2)):
+            maps = [z.clone().requires_grad_() for z in maps]
+            found = m.losses(data, CLOCK)
+            pull = {k: torch.autograd.grad(v, maps[0], retain_graph=True)[0].norm() for k, v in found.items()}
+            share[m.symmetry, name] = pull["symmetry"] / pull["segmentation"]
+    assert all(share["probabilities", when] < 1 < 4 < share["logits", when] for when in ("untrained", "halfway"))
 
 
 def test_plain_distillation_compares_pixels():
@@ -208,6 +232,7 @@ def test_six_structures_in_images_that_are_not_square():
         ({"temperature": 0.0}, "comparison"),
         ({"pool": -1}, "comparison"),
         ({"distil": "features"}, "wrong type"),
+        ({"symmetry": "labels"}, "wrong type"),
     ],
 )
 def test_bad_options_in_one_sentence(options, word):
@@ -223,13 +248,31 @@ def test_bad_teachers_in_one_sentence():
         method(parts={"teacher": part}, teacher="runs/a")
 
 
+def proof():
+    return runpy.run_path(str(Path(__file__).resolve().parents[3] / "proofs/networks/kdas.py"))["study"]()
+
+
 def test_the_proof_says_what_it_means():
-    study = runpy.run_path(str(Path(__file__).resolve().parents[3] / "proofs/networks/kdas.py"))["study"]()
+    study = proof()
     arms = {a.name: catalog.coerce(a.method, a.options) for a in study.arms}
     assert study.slug == "kdas" and {e.arm for e in study.expects} | {study.baseline} <= set(arms)
-    shared = {k: v for k, v in arms["kdas"].items() if k not in ("distil", "share")}
-    assert all({k: v for k, v in a.items() if k not in ("distil", "share")} == shared for a in arms.values())
+    same = lambda options, *but: {k: v for k, v in options.items() if k not in ("distil", "share", *but)}
+    assert all(same(a) == same(arms["kdas"]) for name, a in arms.items() if name != "teacher")
+    assert same(arms["teacher"], "width", "depths") == same(arms["kdas"], "width", "depths")
     plan = PLAN.derive(patch=study.plan["patch"])
-    student = catalog.build("kdas", plan, manifest(), options=arms["kdas"])
-    size = lambda net: sum(p.numel() for p in net.parameters())
-    assert 0.12 < size(student.network) / size(student.teacher.network) < 0.18
+    size = lambda name: sum(p.numel() for p in catalog.build("kdas", plan, manifest(), options=arms[name]).network.parameters())
+    assert 0.12 < size("kdas") / size("teacher") < 0.18
+
+
+def test_the_proofs_teacher_is_trained_once_a_seed_and_lent(tmp_path):
+    study = proof()
+    study.measure.__globals__["STEPS"] = {"teacher": 2}
+    plan = {**RUN["plan_overrides"], "precision": "32"}
+    rows = study.measure(study, open_dataset(DATA), tmp_path, seeds=1, iterations=1, plan=plan, progress=Progress(quiet=True))
+    assert {r["method"] for r in rows} == {a.name for a in study.arms} and {r["metric"] for r in rows} == set(study.metrics)
+    lent = str(tmp_path / "teacher" / "seed_0")
+    for arm in study.arms:
+        record = read_json(tmp_path / arm.name / "seed_0" / "run.json")
+        assert record["facts"]["budget.student"]["iterations"] == (2 if arm.name == "teacher" else 1)
+        assert record["options"].get("teacher") == (lent if arm.name in ("kdas", "plain distillation") else None)
+        assert "budget.main" not in record["facts"]  # no teacher of its own

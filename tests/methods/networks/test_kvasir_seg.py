@@ -192,4 +192,4 @@ def test_the_proofs_arms_are_known():
     for arm in s.arms:
         catalog.coerce(arm.method, arm.options)
     network = catalog.build(s.slug, Plan(2, ("RGB",), 3, ("background", "polyp"), **s.plan), method().manifest, options=s.arms[1].options)
-    assert network.plan.patch == (128, 128) and network.out_channels == 1
+    assert network.plan.patch == (128, 128) and network.out_channels == 2

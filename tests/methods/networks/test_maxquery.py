@@ -1,5 +1,6 @@
 """MaxQuery as a method: which classes are lesions, what the map shows, and one network for logits and score."""
 
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from vesalius import catalog
-from vesalius.core.case import Batch, Case, Image
+from vesalius.core.case import Batch, Case, Image, LabelMap
 from vesalius.core.errors import UsageError
 from vesalius.core.geometry import Geometry
 from vesalius.core.manifest import Manifest
@@ -97,3 +98,24 @@ def test_windows_of_any_size():
     with torch.no_grad():
         maps = method.eval().fast_forward(torch.randn(1, 1, 21, 33))
     assert maps["logits"].shape == (1, 4, 21, 33) and maps["ood"].shape == (1, 1, 21, 33)
+
+
+def test_the_proofs_measure_of_queries_that_lesions_do_not_share():
+    """What each query takes of a voxel of each kind is told from any arrangement of queries; few voxels count as much as many."""
+    proof = runpy.run_path(str(Path(__file__).resolve().parents[3] / "proofs" / "networks" / "maxquery.py"))
+    label, unseen = np.zeros((8, 8), np.int16), np.zeros((8, 8), np.int16)
+    label[:4], label[0, :3], label[1, :2], unseen[2, :4] = 1, 2, 3, 1
+    grid = Geometry.of((8, 8), (1.0, 1.0))
+    kinds = ("background", "organ", "cyst", "solid")
+    case = Case("a", images={}, labels={"reference": LabelMap(label, grid, kinds)}, rois={"unseen": LabelMap(unseen, grid)})
+    share = np.zeros((5, 8, 8))
+    share[4], share[1, label > 1], share[4, label > 1] = 1, 1, 0  # lesions have query 1, all else query 4
+    share[:, unseen > 0] = 0.2  # nobody asks what takes the unseen
+    own = proof["sums"](share, case)
+    assert own[:, -1].tolist() == [5, 32 - 5 - 4, 32] and proof["apart"](own) == pytest.approx(1)
+    assert proof["apart"](own[:, [3, 1, 0, 4, 2, 5]]) == pytest.approx(1)
+    assert proof["apart"](proof["sums"](np.full((5, 8, 8), 0.2), case)) == pytest.approx(1 / 3)
+    share[0, label == 1], share[4, label == 1], share[0, label > 1], share[1, label > 1] = 1, 0, 0.5, 0.5
+    assert proof["apart"](2 * proof["sums"](share, case)) == pytest.approx(0.5 + 0.25 / 1.5)
+    study = proof["study"]()
+    assert "queries on lesions" not in {e.metric for e in study.expects}  # with the loss it cannot exceed the group's share

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vesalius import catalog
 from vesalius.core.case import IGNORE, Batch
@@ -27,6 +28,7 @@ PLAN = Plan(
     dims=3, channels=("T2",), classes=ZONES, patch=(8, 8, 4), batch=2, features=(4, 8), strides=((1, 1, 1), (2, 2, 2)),
     kernels=((3, 3, 3),) * 2, deep_supervision=False,
 )  # fmt: skip
+KERNELS = ((3, 3, 1), (3, 3, 3), (3, 3, 3))  # what the planner finds for the proof's slices
 APART, TOGETHER = Clock(5, 10, stage="apart"), Clock(5, 10, stage="together")
 
 
@@ -196,6 +198,14 @@ def test_averaged_answers_are_the_mean_and_the_owner_may_weigh_more():
 
 
 # options
+def test_wider_branches():
+    planned, wide = method(), method(widen=1.5)
+    assert [b.body.body.down[1][0][0].out_channels for b in wide.network] == [12, 12]
+    assert wide.eval()(batch().image).shape == planned.eval()(batch().image).shape
+    meyer = [method(backbone="meyer", widen=w).network[0].body.down[0][0].out_channels for w in (1.0, 0.5)]
+    assert meyer == [16, 8]
+
+
 @pytest.mark.parametrize(
     "given, expected",
     [
@@ -218,6 +228,7 @@ def test_groups(given, expected):
         ({"groups": "PZ,TZ,DPU+AFS"}, "one of two groups"),
         ({"finetune": 1.0}, "outside its range"),
         ({"reach_mm": 0.0}, "outside its range"),
+        ({"widen": 0.0}, "outside its range"),
         ({"owner": 0.2}, "no such weights"),
         ({"agreement": -1.0}, "no such weights"),
     ],
@@ -321,6 +332,14 @@ def test_the_proof_says_what_it_means():
     assert [len(m.network) for m in built.values()] == [1, 2, 2, 2]
     assert [m.until for m in built.values()] == ["apart", "apart", "together", "together"]
     assert [m.auxiliary for m in built.values()] == [0, 0, 0, 1]
-    bodies = {sum(p.numel() for p in m.network[0].body.parameters()) for m in built.values()}
-    assert len(bodies) == 1  # a branch is the same network in all arms
+    planned = PLAN.derive(patch=(48, 48, 12), features=study.plan["features"], strides=((1, 1, 1), (2, 2, 1), (2, 2, 2)), kernels=KERNELS)
+    size, cost = {}, {}
+    for name, o in arms.items():
+        net = method(planned, **o).network.to("meta")
+        size[name] = sum(p.numel() for p in net.parameters())
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            for branch in net:
+                branch(torch.empty(1, 1, *planned.patch, device="meta"))
+        cost[name] = counter.get_total_flops()
+    assert max(size.values()) < 1.02 * min(size.values()) and max(cost.values()) < 1.02 * min(cost.values())
     assert len(open_dataset(study.data[0].where).where("train")) == 44

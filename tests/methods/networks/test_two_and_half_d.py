@@ -1,6 +1,7 @@
 """2.5D: who sees which slice, what a vote is, what the arms cost, and that one method is all of them."""
 
 import runpy
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from vesalius.core.geometry import Spacing
 from vesalius.core.manifest import Manifest
 from vesalius.core.method import Clock, Stage
 from vesalius.core.plan import Plan
+from vesalius.datasets import open_dataset
+from vesalius.engine import api
+from vesalius.engine.progress import Progress
 from vesalius.methods.networks.two_and_half_d import ALONE, ThroughSlices, training_flops
 from vesalius.networks.two_and_half_d import ConvLSTM, Join, Slices, border, bridge, cut, stack, vote
 from vesalius.networks.unet import UNet
@@ -378,9 +382,13 @@ def test_the_3d_arm_is_the_planned_unet():
     assert isinstance(three, UNet) and three.multiple == (2, 2, 2)
 
 
+PROOF = Path(__file__).resolve().parents[3] / "proofs" / "networks" / "two_and_half_d.py"
+
+
 def test_the_proofs_arms_are_of_equal_cost():
-    s = runpy.run_path(str(Path(__file__).resolve().parents[3] / "proofs" / "networks" / "two_and_half_d.py"))["study"]()
+    s = runpy.run_path(str(PROOF))["study"]()
     assert {e.arm for e in s.expects} | {e.against or s.baseline for e in s.expects} <= {a.name for a in s.arms}
+    assert {a.options["arm"] for a in s.arms} == {a["arm"] for a in ARMS}  # every family
     for data, axis in zip(s.data, (0, 2), strict=True):
         plan = {**s.plan, **data.plan}
         costs = {}
@@ -390,3 +398,37 @@ def test_the_proofs_arms_are_of_equal_cost():
             per_step = sum(t.share * training_flops(m.network, (1, *m.plan.patch), alone=t.name == ALONE) for t in m.stages())
             costs[arm.name] = m.share() * per_step
         assert max(costs.values()) == pytest.approx(min(costs.values()), rel=1e-6)
+
+
+def test_the_proofs_votes_share_a_training_and_its_table_has_the_costs(tmp_path, monkeypatch):
+    monkeypatch.setenv("VESALIUS_CACHE", str(tmp_path / "cache"))
+    proof = runpy.run_path(str(PROOF))
+    s, data = proof["study"](), open_dataset("phantom:shapes-3d?cases=3,1,1&raters=2")
+    few = replace(s, arms=tuple(a for a in s.arms if a.name in ("2d", "3 views, majority", "3 views, weighted")))
+    for grid, name in ((Spacing(3.0, 1.0, 1.0), "dsc, thick slices"), (Spacing(1.0, 1.0, 1.0), "dsc, cubes")):
+        plan = {
+            "grid": grid,
+            "patch": (8, 16, 16),
+            "features": (4, 8),
+            "batch": 2,
+            "precision": "32",
+            "test_mirror": (),
+            "threads": 1,
+            **CUBE,
+        }
+        out = tmp_path / name
+        rows = proof["measure"](few, data, out, seeds=1, iterations=6, plan=plan, progress=Progress(quiet=True))
+        assert sorted(p.name for p in out.iterdir()) == ["2d", "3 views, majority"]
+        assert {r["metric"] for r in rows} == {name, "hd95", *proof["COSTS"]} <= set(s.metrics)
+        assert sum(r["metric"] == name for r in rows) == 3 * 2  # arms, structures: raters beside the reference are not asked
+        mean = {(r["method"], r["metric"]): r["value"] for r in rows if r["metric"] in proof["COSTS"]}
+        assert (
+            mean["2d", "cost of a step"] == 1
+            and mean["3 views, majority", "cost of a step"] == mean["3 views, weighted", "cost of a step"] > 2
+        )
+        assert mean["3 views, weighted", "thousand parameters"] > 2.5 * mean["2d", "thousand parameters"]
+        assert all(mean[a.name, "ms a volume"] > 0 for a in few.arms)
+        trained = api.open_run(out / "3 views, majority" / "seed_0")
+        heavy = proof["read_as"](trained, few.arms[2])
+        assert max(heavy.network.weights) == 2 and set(trained.method.network.weights) == {1.0}
+        assert all(torch.equal(a, b) for a, b in zip(heavy.state_dict().values(), trained.method.state_dict().values(), strict=True))

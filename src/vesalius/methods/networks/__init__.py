@@ -35,13 +35,12 @@ CARDS: tuple[Card, ...] = (
             "network": "vesalius.networks.res_unet:ResUNet",
             "objective": "vesalius.objectives.dice_ce:DiceCE",
             "options": {
-                "outputs": "foreground",
                 "ce_weight": 0.0,
                 "optimizer": "nadam",
-                "lr": 1e-4,
+                "lr": 1e-3,
                 "weight_decay": 0.0,
-                "schedule": "constant",
-                "warmup": 0.0,
+                "schedule": "cosine",
+                "warmup": 0.05,
                 "clip": 0.0,
                 "ema": 0.0,
             },
@@ -124,6 +123,7 @@ CARDS: tuple[Card, ...] = (
         deviations=(
             "half of the budget trains the teacher (share), unless it is a finished run",
             "three updates a batch, at 0.75, 1 and 1.25 of the patch (scales)",
+            "maps made symmetric are compared as probabilities, not as logits (symmetry)",
         ),
     ),
     Card(
@@ -185,7 +185,7 @@ CARDS: tuple[Card, ...] = (
         gives=("labels", "probability"),
         claim="A branch for each group of connected zones, agreement between branches and a second task bring borders closer, those of "
         "thin zones most.",
-        baseline="one branch for all zones; two branches without agreement; without the second task",
+        baseline="one branch for all zones, as large as two; two branches without agreement; without the second task",
         phantom="prostate-zones",
         weights="none",
         deviations=(

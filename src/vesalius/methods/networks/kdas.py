@@ -9,6 +9,10 @@ https://arxiv.org/abs/2312.08555, code https://github.com/huyquoctrinh/KDAS. Whe
 
 * The published attention term hands KLDiv a softmax over the one channel, which is the constant 1: it has no gradient. Here it is the
   divergence that is meant, between distributions over the places of a row, averaged over rows; ``raw`` is the published form.
+* The published symmetric term compares logits. Of a teacher that is sure (4 to either side) its gradient is ten times the segmentation's,
+  so that a short training copies the teacher's scale rather than the reference. Here it compares probabilities, whose difference is
+  bounded: a tenth to a half of the segmentation's. ``symmetry=logits`` is the published form.
+* The published training takes 100 epochs at 1e-4. Some hundred steps want ten times as much, the default, and it falls by a cosine.
 * The published checkpoint is the best on the *test* images; ours is the last, or the best on validation cases (``--patience``).
 * The published answer is stretched to 0..1 in every image; that turns frames without a polyp into frames with one and is left out.
 * A map that is not square is averaged over a square grid before it is added to its transpose.
@@ -51,7 +55,7 @@ from ..recipe import Recipe
 class KDAS(Recipe):
     """``network`` is the student's. ``distil``: 'attention' is the paper's; 'kl' compares pixels, 'none' leaves the student alone.
     L = (1 - alpha) (L_seg(P1) + L_seg(P2)) + alpha (tau^2 (KL1 + KL2) + L_SGM(P1)) with ``temperature`` tau; ``raw``: see
-    ``objectives.kdas``; ``pool``: side of the grid on which symmetric maps are compared (0: the map's own).
+    ``objectives.kdas``; ``symmetry``: what L_SGM compares, on a grid whose side is ``pool`` (0: the map's own).
     ``teacher``: a finished run's folder; else ``share`` of the budget trains the part 'teacher', or a Polyp-PVT of ``teacher_width`` and
     ``teacher_depths`` with the student's options. The rest as in ``Recipe``."""
 
@@ -69,6 +73,7 @@ class KDAS(Recipe):
         alpha: float = 0.3,
         temperature: float = 2.0,
         raw: bool = False,
+        symmetry: Literal["probabilities", "logits"] = "probabilities",
         pool: int = 0,
         teacher_width: int = 64,
         teacher_depths: tuple[int, ...] = (3, 4, 6, 3),
@@ -76,15 +81,16 @@ class KDAS(Recipe):
         size: tuple[int, ...] = (),
         whole: bool = False,
         optimizer: Literal["adamw", "adam", "sgd"] = "adamw",
-        lr: float = 1e-4,
+        lr: float = 1e-3,
         weight_decay: float = 1e-4,
-        schedule: Literal["cosine", "poly", "constant"] = "constant",
-        warmup: float = 0.0,
+        schedule: Literal["cosine", "poly", "constant"] = "cosine",
+        warmup: float = 0.05,
         clip_value: float = 0.5,
         scales: tuple[float, ...] = (0.75, 1.0, 1.25),
         pretrained: str = "",
     ):
-        self.distil, self.alpha, self.temperature, self.raw, self.pool = distil, alpha, temperature, raw, pool
+        self.distil, self.alpha, self.temperature, self.raw = distil, alpha, temperature, raw
+        self.symmetry, self.pool = symmetry, pool
         self.run_folder, self.share = teacher, share
         _check(self, parts or {})
         training = dict(optimizer=optimizer, lr=lr, weight_decay=weight_decay, schedule=schedule, warmup=warmup)
@@ -143,7 +149,8 @@ class KDAS(Recipe):
             return terms | {f"pixels{at}": alpha * sum(likeness)}
         likeness = (attention_kl(s, t, self.temperature, raw=self.raw) for s, t in zip(maps, taught, strict=True))
         terms[f"attention{at}"] = alpha * sum(likeness)
-        terms[f"symmetry{at}"] = alpha * symmetric_guidance(maps[0], taught[0], self.pool)
+        compared = [m if self.symmetry == "logits" else m.sigmoid() for m in (maps[0], taught[0])]
+        terms[f"symmetry{at}"] = alpha * symmetric_guidance(*compared, self.pool)
         return terms
 
     @torch.no_grad()

@@ -20,7 +20,8 @@ was at hand:
 
 Key components: ``Branch``, ``agreement``, ``signed_distances`` (once per case, cached).
 
-Good to know: ``groups=all`` is one branch for all zones, the baseline in the same code; two branches cost twice as much a step. Any data
+Good to know: ``groups=all`` is one branch for all zones, the baseline in the same code; two branches cost twice as much a step, so that a
+fair baseline is ``groups=all`` with ``widen=1.42``, which has as many parameters and operations as both branches together. Any data
 set of two zones or more trains, such as the prostate of the Medical Segmentation Decathlon (PZ and TZ, a branch each). Where training cases
 without labels exist, or ``--labelled N`` hides some, half of every batch of the second stage is theirs.
 """
@@ -53,7 +54,8 @@ DISTANCES = "zone distances"
 class ProstateZones(Segmenter):
     """``groups``: the zones of each branch as 'PZ+TZ', 'DPU+AFS' (empty: halves of the zones in order; 'all': one branch). ``until`` which
     stage to train; ``finetune``: the second one's share of the budget, at ``finetune_rate`` of the rate. ``agreement`` and ``auxiliary``
-    weigh their terms (0: none); ``form`` of the first; ``task`` of the second, with distances cut at ``reach_mm``."""
+    weigh their terms (0: none); ``form`` of the first; ``task`` of the second, with distances cut at ``reach_mm``. ``widen``: channels of
+    each branch's network as a multiple of the backbone's own."""
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class ProstateZones(Segmenter):
         groups: tuple[str, ...] = (),
         until: Literal["apart", "together"] = "together",
         backbone: Literal["planned", "meyer"] = "planned",
+        widen: float = 1.0,
         finetune: float = 0.3,
         finetune_rate: float = 0.1,
         agreement: float = 1.0,
@@ -81,6 +84,7 @@ class ProstateZones(Segmenter):
             ("finetune", finetune, 0, 1),
             ("finetune_rate", finetune_rate, 0, 10),
             ("reach_mm", reach_mm, 0, 1e4),
+            ("widen", widen, 0, 10),
         ):
             if not low < value < high:
                 raise UsageError("this lies outside its range", where=name, found=value, allowed=f"above {low}, below {high}")
@@ -89,7 +93,7 @@ class ProstateZones(Segmenter):
             raise UsageError("no such weights", where="agreement, auxiliary, owner", found=(agreement, auxiliary, owner), allowed=allowed)
         if plan.mirror_pairs:  # a distance map does not know its partner
             plan = plan.derive(mirror_axes=tuple(a for a in plan.mirror_axes if a != (0 if plan.dims == 3 else 1)))
-        self.groups, self.backbone, self.auxiliary = grouped(groups, plan.classes), backbone, auxiliary
+        self.groups, self.backbone, self.widen, self.auxiliary = grouped(groups, plan.classes), backbone, widen, auxiliary
         super().__init__(plan, manifest, parts=parts, objective=objective, lr=lr, weight_decay=weight_decay, ema=ema)
         multiple = self.network[0].body.multiple
         self.plan = plan.derive(patch=tuple(-(-n // m) * m for n, m in zip(plan.patch, multiple, strict=True)))
@@ -99,10 +103,11 @@ class ProstateZones(Segmenter):
 
     def build(self, network: None = None) -> nn.ModuleList:
         p, size = self.plan, (self.in_channels, self.out_channels)
-        levels = dict(features=p.features, strides=p.strides, kernels=p.kernels)
-        across = coarsest(p.grid.spacing) if p.grid.spacing else p.dims - 1
+        wide = lambda n: max(1, round(n * self.widen))
+        levels = dict(features=tuple(wide(n) for n in p.features), strides=p.strides, kernels=p.kernels)
+        thick = dict(across=coarsest(p.grid.spacing) if p.grid.spacing else p.dims - 1, width=wide(16))
         planned = self.backbone == "planned"
-        make = lambda: FeatureUNet(*size, spatial_dims=p.dims, **levels) if planned else ZoneUNet(*size, spatial_dims=p.dims, across=across)
+        make = lambda: FeatureUNet(*size, spatial_dims=p.dims, **levels) if planned else ZoneUNet(*size, spatial_dims=p.dims, **thick)
         return nn.ModuleList(Branch(make(), p.dims, len(group) if self.auxiliary else 0) for group in self.groups)
 
     # training ------------------------------------------------------------------------------------------------------------------------
