@@ -242,6 +242,16 @@ def _dies(case_id):
     os._exit(9)
 
 
+def test_scribbles_are_not_scored_beside_a_whole_reference():
+    whole, found = LabelMap(mask(0), GRID, NAMES), LabelMap(mask(0, 1), GRID, NAMES)
+    part = LabelMap(np.where(np.arange(12)[:, None, None] < 3, mask(0), -1).astype(np.int16), GRID, NAMES)
+    raters = lambda **labels: {
+        r.rater for r in ev.score(Prediction(labels={"prediction": found}), Case("a", labels=labels), metrics=("dsc",))
+    }
+    assert raters(reference=whole, scribble=part) == {"reference"} and raters(a=whole, b=found) == {"a", "b"}
+    assert raters(scribble=part) == {"scribble"} and raters(a=part, b=part) == {"a", "b"}, "where nobody spoke of all"
+
+
 def test_a_worker_that_dies_is_one_sentence(folders, monkeypatch):
     monkeypatch.setattr(ev, "_work", _dies)
     with pytest.raises(ResourceError, match="scoring worker died"):

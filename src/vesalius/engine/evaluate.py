@@ -201,13 +201,22 @@ def score(
     targets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Score]:
     """``metrics.score_prediction``, each row of a structure with its volume in reference and prediction (ml, in 2D mm^2). The labels of a
-    pair's moving case, laid on the fixed grid, are scored against those of the fixed case."""
-    case = fixed_side(case)
+    pair's moving case, laid on the fixed grid, are scored against those of the fixed case. A rater who spoke of a part of the case alone
+    (scribbles) is left out where another spoke of all of it."""
+    case = _whole(fixed_side(case))
     rows = score_prediction(prediction, case, metrics=tuple(metrics), tolerances=tolerances, targets=targets, patient=patient)
     label = prediction.label
     if label is None or case.label is None or not label.geometry.close(case.label.geometry):
         return rows
     return [r for rater in dict.fromkeys(r.rater for r in rows) for r in _with_volumes([r for r in rows if r.rater == rater], label, case)]
+
+
+def _whole(case: Case) -> Case:
+    """The case without the labels that say nothing of some voxels, if any say something of all."""
+    if len(case.labels) < 2:
+        return case
+    whole = {name: x for name, x in case.labels.items() if x.overlapping or (np.asarray(x.data) >= 0).all()}
+    return replace(case, labels=whole) if whole and len(whole) < len(case.labels) else case
 
 
 def _with_volumes(rows: list[Score], prediction: LabelMap, case: Case) -> list[Score]:
@@ -409,7 +418,7 @@ def _score_file(job: _Job, case_id: str) -> tuple[list[Score], list[Problem]]:
 
 def _nothing(job: _Job, ref: CaseRef, note: str, structures: Sequence[str] = ("",), case: Case | None = None) -> list[Score]:
     """Rows without a value, of the same structures, raters and metrics as a scored case has."""
-    raters = list(case.labels) if case is not None else [""]
+    raters = list(_whole(case).labels) if case is not None else [""]
     facts = {m: metric(m) for m in job.metrics}
     return [
         Score(ref.id, m, None, s, ref.patient, rater=rater, kind=f.kind, note=note, extra={"unit": f.unit, "better": f.better})
