@@ -95,6 +95,7 @@ CARDS: tuple[Card, ...] = (
         claim="A corrective network of a tenth of a million parameters makes an automatic mask as good as clicks ask for.",
         baseline="the same network that does not see the clicks; the automatic mask; prism",
         parts={"segmenter": "unet"},
+        evidence="proof",
         phantom="shapes-3d",
         deviations=("half of the budget trains the segmenter of the first mask", "a share of the first masks of training is damaged"),
         small={"interactions": 3, "clicks": 5},
