@@ -54,8 +54,8 @@ def batch_of(rng, n=2) -> Batch:
 
 
 @torch.enable_grad()
-def fitted(**options) -> PrismLite:
-    lite, rng = method(lr=4e-3, scribbles=0.0, **options), np.random.default_rng(0)
+def fitted() -> PrismLite:
+    lite, rng = method(lr=4e-3, scribbles=0.0), np.random.default_rng(0)
     optimizer = lite.optimizers()["main"]
     for step in range(50):
         torch.manual_seed(step)
