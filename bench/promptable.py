@@ -125,10 +125,10 @@ def means(found: dict[str, dict]) -> dict:
     return table
 
 
-def steps(name: str, minutes: float, side: int) -> int:
-    """Steps that the training of a set took in its minutes."""
-    facts = read_json(folder_of(name, minutes, side) / "run.json")["facts"]
-    return sum(v["iterations"] for k, v in facts.items() if k.startswith("budget."))
+def steps(name: str, minutes: float, side: int) -> tuple[int, int]:
+    """(steps that the training of a set took in its minutes, on how many cores)."""
+    record = read_json(folder_of(name, minutes, side) / "run.json")
+    return sum(v["iterations"] for k, v in record["facts"].items() if k.startswith("budget.")), record["machine"]["cores"]
 
 
 def accuracy(found: dict[str, dict], minutes: float, side: int, command: str) -> list[dict]:
@@ -138,7 +138,9 @@ def accuracy(found: dict[str, dict], minutes: float, side: int, command: str) ->
     curve, cases = means(found), {name: len(rows["sam-med2d"]) for name, rows in found.items()}
     ours, theirs = curve["sam-med2d"], curve["lite-medsam"]
     taken = {name: steps(name, minutes, side) for name in found}
-    details = {"dsc_by_method_set_jitter_clicks": curve, "cases": cases, "minutes_of_training": minutes, "steps": taken}
+    details = {"dsc_by_method_set_jitter_clicks": curve, "cases": cases, "minutes_of_training": minutes}
+    details |= {"steps": {name: n for name, (n, _) in taken.items()}}
+    on = "/".join(map(str, sorted({n for _, n in taken.values()})))
     results = []
     for what, jitter, clicks in (("tight box", "0", 0), ("box off by up to 20 %", "20", 0), ("the same and 2 clicks", "20", CLICKS)):
         mine, other = ([side[name][jitter][clicks] for name in found] for side in (ours, theirs))
@@ -149,7 +151,7 @@ def accuracy(found: dict[str, dict], minutes: float, side: int, command: str) ->
         shown = ", ".join(f"{n} {v:.3f}" for n, v in zip(found, mine, strict=True))
         results.append(
             table.result(
-                f"sam-med2d at {side} pixels, {minutes:g} minutes of training a set, DSC of a {what}: {shown}".replace(
+                f"sam-med2d at {side} pixels, {minutes:g} minutes of training a set on {on} core(s), DSC of a {what}: {shown}".replace(
                     "of a the", "of the"
                 ),
                 f"lite-medsam untuned: {', '.join(f'{v:.3f}' for v in other)}",

@@ -203,19 +203,23 @@ def _sure(v: dict) -> str:
 
 def prompts_text() -> str:
     """What ``bench/promptable.py`` measured of boxes and clicks, in words and as a figure."""
-    curves = prompts_curves()
-    if not curves:
+    found = prompts_results()
+    if not found:
         return "Not measured yet: `bench/promptable.py` has no result file."
     lines = ["![DSC against how far the sides of a box are off, before and after two clicks](img/prompts.png)", ""]
-    path = ROOT / "bench" / "results" / "promptable.json"
-    return "\n".join([*lines, *(f"- {r['what']}; {r['peer']}." for r in json.loads(path.read_text()) if "DSC" in r["what"])])
+    return "\n".join([*lines, *(f"- {r['what']}; {r['peer']}." for r in found)])
 
 
 def prompts_curves() -> dict:
     """{method: {set: {percent that a box's sides are off at most: [DSC after 0, 1, 2 clicks]}}}."""
+    return next((r["details"]["dsc_by_method_set_jitter_clicks"] for r in prompts_results()), {})
+
+
+def prompts_results() -> list[dict]:
+    """The results that are accuracies."""
     path = ROOT / "bench" / "results" / "promptable.json"
     found = json.loads(path.read_text()) if path.exists() else []
-    return next((r["details"]["dsc_by_method_set_jitter_clicks"] for r in found if "DSC" in r["what"]), {})
+    return [r for r in found if "DSC" in r["what"]]
 
 
 def prompts_picture(curves: dict) -> bytes:

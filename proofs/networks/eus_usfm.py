@@ -19,8 +19,7 @@ from vesalius.datasets import open_dataset
 from vesalius.engine import api
 from vesalius.engine.evaluate import score
 from vesalius.engine.infer import infer
-from vesalius.engine.runs import build
-from vesalius.engine.study import Arm, Data, Expect, Study
+from vesalius.engine.study import Arm, Data, Expect, Study, read_as, trained_once
 from vesalius.ops.components import components
 
 SMALL = {"dim": 64, "depth": 4, "heads": 4, "patch": 8, "width": 24, "block": 16, "lr": 2e-3, "layer_decay": 1.0, "rate": 2e-3}
@@ -36,18 +35,18 @@ def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
     """Rows of every arm's answers for test cases of the third centre, and their DSC for others of the centres it learnt from."""
     split, rows = manifest.split(), []
     for seed in range(seeds):
-        shown, done = api.hide_labels(manifest, split.train, LABELLED, seed), {}
+        shown = api.hide_labels(manifest, split.train, LABELLED, seed)
         common, _ = api.plan_for(shown, split, overrides=plan, progress=progress)
-        for arm in study.arms:
+
+        def train(arm, options, shown=shown, common=common, seed=seed):
             progress.say(f"== {arm.name}, seed {seed}")
-            options = {k: v for k, v in arm.options.items() if k != "keep_largest"}
-            kind = tuple(sorted(options.items()))
-            if kind not in done:
-                done[kind] = api.train(
-                    arm.method, shown, folder / arm.name / f"seed_{seed}", options=options, seed=seed, iterations=iterations,
-                    plan=common, split=split, validations=1, resume=True, progress=progress,
-                )  # fmt: skip
-            method, own = read_as(done[kind], arm), {"method": arm.name, "seed": seed}
+            return api.train(
+                arm.method, shown, folder / arm.name / f"seed_{seed}", options=options, seed=seed, iterations=iterations,
+                plan=common, split=split, validations=1, resume=True, progress=progress,
+            )  # fmt: skip
+
+        for arm, trained in trained_once(study.arms, train, taught):
+            method, own = read_as(trained, arm), {"method": arm.name, "seed": seed}
             for case, label, found in answers(method, manifest, split.test):
                 row = {**own, "case": case.id, "patient": case.patient}
                 rows += [{**row, "structure": s.structure, "metric": s.metric, "value": s.value} for s in found]
@@ -60,11 +59,9 @@ def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
     return rows
 
 
-def read_as(trained, arm):
-    """The trained network, which keeps the largest component or not, as the arm says."""
-    method = build(arm.method, trained.plan, trained.manifest, {}, arm.options)
-    method.load_state(*trained.method.state())
-    return method.eval()
+def taught(options):
+    """Which component of an answer is kept is no matter of training."""
+    return {k: v for k, v in options.items() if k != "keep_largest"}
 
 
 def answers(method, manifest, cases):

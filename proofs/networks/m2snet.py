@@ -8,7 +8,6 @@ is how alike the levels are that the decoder is handed: the cosine over channels
 
 from __future__ import annotations
 
-import csv
 from itertools import combinations
 
 import numpy as np
@@ -17,9 +16,8 @@ from torch.nn.functional import cosine_similarity
 
 from vesalius.core.geometry import LongestSide
 from vesalius.engine import api
-from vesalius.engine.compare import compare
 from vesalius.engine.prepare import prepare
-from vesalius.engine.study import Arm, Data, Expect, Study
+from vesalius.engine.study import Arm, Data, Expect, Study, compared
 from vesalius.networks.blocks.resize import resize_like
 
 SMALL = {"depths": (1, 1, 1, 1), "width": 16, "channels": 16, "loss_width": 16, "loss_size": 64}
@@ -29,12 +27,7 @@ BUDGET = {**SMALL, "lr": 2e-3}
 def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
     """A comparison of the arms, and the redundancy of every test image."""
     scores = tuple(m for m in study.metrics if m != "redundancy")
-    compare(
-        study.arms, manifest, folder, seeds=seeds, iterations=iterations, validations=study.validations, plan_overrides=plan,
-        metrics=scores, baseline=study.baseline, title=f"{study.slug}: {study.claim}", progress=progress,
-    )  # fmt: skip
-    with (folder / "scores.csv").open(newline="") as f:
-        rows = [r for r in csv.DictReader(f) if r["metric"] in scores]
+    rows = compared(study, manifest, folder, scores, seeds=seeds, iterations=iterations, plan=plan, progress=progress)
     read, tests = api.reader(manifest), manifest.split().test
     for arm in study.arms:
         for seed in range(seeds):

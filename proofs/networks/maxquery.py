@@ -24,7 +24,7 @@ from vesalius.engine.evaluate import score
 from vesalius.engine.infer import infer
 from vesalius.engine.prepare import prepare
 from vesalius.engine.restore import restore
-from vesalius.engine.study import Arm, Data, Expect, Study
+from vesalius.engine.study import Arm, Data, Expect, Study, trained_once
 from vesalius.metrics.classification import auprc, auroc, fpr_at_tpr
 
 UNSEEN = ("mottled", "calcified", "layered")
@@ -42,15 +42,15 @@ def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
     """Rows of every test case and unseen type; of each arm's DSC of known lesions, and of its queries a seed."""
     rows, split = [], manifest.split()
     for seed in range(seeds):
-        done = {}
-        for arm in study.arms:
-            kind = (arm.method, *sorted(arm.options.items()))
-            if kind not in done:
-                done[kind] = api.train(
-                    arm.method, manifest, folder / f"{arm.method} {len(done)}" / f"seed_{seed}", options=arm.options, seed=seed,
-                    iterations=iterations, plan_overrides=plan, split=split, validations=1, resume=True, progress=progress,
-                )  # fmt: skip
-            trained, taken, used = done[kind], [], set()
+
+        def train(arm, options, seed=seed):
+            return api.train(
+                arm.method, manifest, folder / arm.name / f"seed_{seed}", options=options, seed=seed, iterations=iterations,
+                plan_overrides=plan, split=split, validations=1, resume=True, progress=progress,
+            )  # fmt: skip
+
+        for arm, trained in trained_once(study.arms, train):
+            taken, used = [], set()
             for unseen in UNSEEN:
                 other = open_dataset(f"phantom:lesion-types?unseen={unseen}")
                 for i in split.test:

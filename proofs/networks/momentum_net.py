@@ -8,14 +8,11 @@ The encoder is narrow, with six blocks in its longest stage, from random weights
 
 from __future__ import annotations
 
-import csv
-
 import torch
 from torch import nn
 
 from vesalius.core.geometry import LongestSide
-from vesalius.engine.compare import compare
-from vesalius.engine.study import Arm, Data, Expect, Study
+from vesalius.engine.study import Arm, Data, Expect, Study, compared
 from vesalius.networks.momentum import Momentum
 from vesalius.networks.momentum_net import Bottleneck
 
@@ -27,12 +24,8 @@ DEPTHS = (8, 32)
 def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
     """A comparison of the arms that are trained, and what both ways of training keep."""
     scores = study.metrics[: -len(DEPTHS)]
-    compare(
-        study.arms[:-1], manifest, folder, seeds=seeds, iterations=iterations, validations=study.validations, plan_overrides=plan,
-        metrics=scores, baseline=study.baseline, title=f"{study.slug}: {study.claim}", progress=progress,
-    )  # fmt: skip
-    with (folder / "scores.csv").open(newline="") as f:
-        rows = [r for r in csv.DictReader(f) if r["metric"] in scores]
+    how = dict(seeds=seeds, iterations=iterations, plan=plan, progress=progress)
+    rows = compared(study, manifest, folder, scores, arms=study.arms[:-1], **how)
     for arm in study.arms[-2:]:
         for n in DEPTHS:
             value = kept(arm.options.get("memory", "stored"), n) / 2**20

@@ -6,15 +6,13 @@ that are counted ('majority', 'weighted') are two readings of the same three net
 training of its own. A step of three views costs three of 2D's, and almost six where slices are thick, as the side views hardly shrink
 there: what votes lose on thick slices is short training, too.
 
-Beside DSC and HD95 the table has the networks' size, what a step costs (the 2D arm's is 1), and the time of a volume. Scribbles, which
-ACDC has beside the reference, are not asked. Borders as a guide and squeeze-and-excitation where features meet are options, left to more
-time.
+Beside DSC and HD95 the table has the networks' size, what a step costs (the 2D arm's is 1), and the time of a volume. Borders as
+a guide and squeeze-and-excitation where features meet are options, left to more time.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,8 +22,7 @@ from vesalius.engine import api
 from vesalius.engine.evaluate import score
 from vesalius.engine.prepare import prepare
 from vesalius.engine.restore import restore
-from vesalius.engine.runs import build
-from vesalius.engine.study import Arm, Data, Expect, Study
+from vesalius.engine.study import Arm, Data, Expect, Study, read_as, trained_once
 
 BUDGET = {"cost": "flops", "lr": 4e-3, "ema": 0.95}
 SEQUENCE = {**BUDGET, "warm": 0.3}
@@ -53,26 +50,25 @@ def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
     split, rows, read = manifest.split(), [], api.reader(manifest)
     common, _ = api.plan_for(manifest, split, overrides=plan, progress=progress)
     for seed in range(seeds):
-        done = {}
-        for arm in study.arms:
+
+        def train(arm, options, seed=seed):
             progress.say(f"== {arm.name}, seed {seed}")
-            options = taught(arm.options)
-            kind = tuple(sorted(options.items()))
-            if kind not in done:
-                done[kind] = api.train(
-                    arm.method, manifest, folder / arm.name / f"seed_{seed}", options=options, seed=seed, iterations=iterations,
-                    plan=common, split=split, validations=1, resume=True, progress=progress,
-                )  # fmt: skip
-            method = read_as(done[kind], arm)
+            return api.train(
+                arm.method, manifest, folder / arm.name / f"seed_{seed}", options=options, seed=seed, iterations=iterations,
+                plan=common, split=split, validations=1, resume=True, progress=progress,
+            )  # fmt: skip
+
+        for arm, trained in trained_once(study.arms, train, taught):
+            method = read_as(trained, arm)
             own = {"method": arm.name, "seed": seed}
             size = sum(p.numel() for p in method.network.parameters()) / 1000
             for name, value in zip(COSTS, (size, 1 / method.share()), strict=False):
                 rows.append({**own, "case": "", "patient": f"seed {seed}", "metric": name, "value": value})
             for i in split.test:
                 case = read(i)
-                prediction, ms = asked(method, done[kind].plan, case)
+                prediction, ms = asked(method, trained.plan, case)
                 row = {**own, "case": i, "patient": case.patient}
-                for s in score(prediction, replace(case, labels={"reference": case.label}), metrics=tuple(metrics)):
+                for s in score(prediction, case, metrics=tuple(metrics)):
                     rows.append({**row, "structure": s.structure, "metric": metrics[s.metric], "value": s.value})
                 rows.append({**row, "metric": COSTS[2], "value": ms})
     return rows
@@ -81,15 +77,6 @@ def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
 def taught(options):
     """The options of the arm whose training this one shares: how votes are counted is no matter of training."""
     return {**options, "vote": "majority"} if options.get("vote") == "weighted" else options
-
-
-def read_as(trained, arm):
-    """The trained networks, their answers read as the arm does."""
-    if taught(arm.options) == arm.options:
-        return trained.method.eval()
-    method = build(arm.method, trained.plan, trained.manifest, {}, arm.options)
-    method.load_state(*trained.method.state())
-    return method.eval()
 
 
 def asked(method, plan, case):

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import runpy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,8 @@ import numpy as np
 
 from .. import catalog
 from ..core.errors import UsageError
+from ..core.manifest import Manifest
+from ..core.method import Method
 from ..datasets import open_dataset
 from ..io.atomic import atomic_write_text
 from ..metrics import metric
@@ -24,8 +26,9 @@ from .compare import Arm, compare
 from .evaluate import RULES
 from .progress import Progress
 from .record import machine, read_json, versions, write_json
+from .runs import Trained, build
 
-__all__ = ["Arm", "Data", "Expect", "Study", "prove"]
+__all__ = ["Arm", "Data", "Expect", "Study", "compared", "prove", "read_as", "trained_once"]
 
 
 @dataclass(frozen=True)
@@ -115,22 +118,12 @@ def prove(
             atomic_write_text(folder / "scores.csv", to_csv(rows))
             results[where] = {**_summary(study, rows, metrics), "iterations": iterations, "date": today}
             continue
-        compare(
-            study.arms,
-            manifest,
-            folder,
-            seeds=seeds or study.seeds,
-            iterations=iterations,
-            validations=study.validations,
-            labelled=part.labelled,
-            plan_overrides=plan,
-            metrics=tuple(dict.fromkeys([*metrics, *RULES])),
-            prompts=study.prompts,
-            baseline=study.baseline,
-            title=f"{slug}: {study.claim}",
-            progress=progress,
-        )
-        results[where] = {**_summary(study, _rows(metrics, folder), metrics), "iterations": iterations, "date": today}
+        how = dict(seeds=seeds or study.seeds, iterations=iterations, plan=plan, labelled=part.labelled, progress=progress)
+        results[where] = {
+            **_summary(study, compared(study, manifest, folder, metrics, **how), metrics),
+            "iterations": iterations,
+            "date": today,
+        }
     record = {
         "slug": slug,
         "study": source,
@@ -154,6 +147,59 @@ def prove(
 def _digest(*settings: Any) -> str:
     """The folder's name: what was run under other settings is never taken up again, and does not stand in the way."""
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+
+
+def compared(
+    study: Study,
+    manifest: Manifest,
+    folder: Path,
+    metrics: Sequence[str],
+    *,
+    seeds: int,
+    iterations: int | None,
+    plan: Mapping[str, Any],
+    arms: Sequence[Arm] = (),
+    labelled: int | None = None,
+    progress: Progress,
+) -> list[dict]:
+    """Train and test the ``arms`` (empty: all of the study's); their score rows of ``metrics``. For a ``measure`` that adds others."""
+    compare(
+        arms or study.arms,
+        manifest,
+        folder,
+        seeds=seeds,
+        iterations=iterations,
+        validations=study.validations,
+        labelled=labelled,
+        plan_overrides=plan,
+        metrics=tuple(dict.fromkeys([*metrics, *RULES])),
+        prompts=study.prompts,
+        baseline=study.baseline,
+        title=f"{study.slug}: {study.claim}",
+        progress=progress,
+    )
+    return _rows(metrics, folder)
+
+
+def trained_once(
+    arms: Sequence[Arm], train: Callable[[Arm, Mapping[str, Any]], Trained], taught: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+) -> Iterator[tuple[Arm, Trained]]:
+    """Each arm with its training, ``train(arm, options)``. Arms of one method share one where ``taught`` leaves them the same options: what
+    it takes away tells how the answers are read (``read_as``)."""
+    done: dict[tuple, Trained] = {}
+    for arm in arms:
+        options = taught(arm.options)
+        kind = (arm.method, *sorted(options.items()))
+        if kind not in done:
+            done[kind] = train(arm, options)
+        yield arm, done[kind]
+
+
+def read_as(trained: Trained, arm: Arm) -> Method:
+    """The method of a training that an arm shares, with the arm's own options."""
+    method = build(arm.method, trained.plan, trained.manifest, {}, arm.options)
+    method.load_state(*trained.method.state())
+    return method.eval()
 
 
 def _rows(metrics: Sequence[str], folder: Path) -> list[dict]:

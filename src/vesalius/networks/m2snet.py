@@ -8,8 +8,8 @@ Zhao et al., M2SNet: Multi-scale in multi-scale subtraction network for medical 
 https://arxiv.org/abs/2303.10894; before it MSNet (MICCAI 2021), code https://github.com/Xiaoqi-Zhao-DLUT/MSNet-M2SNet. Where we differ or
 had to choose:
 
-* A unit's filters of ones act on each channel by itself, see zeros outside and are averaged, not summed: summed, an untrained unit sees 4 %
-  pixels, 30 % of 3 x 3 and 66 % of 5 x 5; averaged about a third of each. The authors' repository holds MSNet alone. Of the M2SNet that
+* A unit's filters of ones act on each channel by itself, see zeros outside and are averaged, not summed: summed, the largest box drowns
+  the pixels; averaged, an untrained unit sees about as much of each. The authors' repository holds MSNet alone. Of the M2SNet that
   circulates in others' the filters run over all channels, then batch norm and ReLU, before |F(A) - F(B)|: all channels then say the same of
   a neighbourhood. |F(A) - F(B)| is computed as |F(A - B)|, which is the same number.
 * Several structures (the paper has one): a map each, trained one against the rest.

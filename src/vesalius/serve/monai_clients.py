@@ -17,11 +17,10 @@ import numpy as np
 from fastapi import Request
 
 from .. import io
-from ..core.case import Case, Image
-from ..core.errors import DataError, GeometryError
+from ..core.case import Case
+from ..core.errors import DataError
 from ..io import dicom
 from .store import Entry, Missing, Project
-from .wire import check_weight
 
 MOST_SESSIONS = 32
 _MOST_KNOWN = 4096  # clients with a case
@@ -101,7 +100,7 @@ class Clients:
         alike = [e for e in self.project.entries() if pattern.fullmatch(e.name)] if name else []
         if not alike:
             return None
-        path, image = _taken_in(self.project, self.project.folder / "uploads", content)
+        path, image = self.project.taken_in(content, self.project.folder / "uploads")
         path.unlink()
         for entry in alike:
             case = self.project.read(entry.id)
@@ -121,7 +120,7 @@ class Uploads:
 
     def add(self, content: bytes) -> str:
         """A session with an image; the oldest one ends where there are too many. Raises as ``Project.add``."""
-        session, (path, _) = secrets.token_hex(8), _taken_in(self.project, self.folder, content)
+        session, (path, _) = secrets.token_hex(8), self.project.taken_in(content, self.folder)
         with self.lock:
             self.held[session] = path
             old = [self.held.popitem(last=False)[1] for _ in range(len(self.held) - MOST_SESSIONS)]
@@ -144,21 +143,6 @@ class Uploads:
             path = self.held.pop(session, None)
         if path is not None:
             path.unlink(missing_ok=True)
-
-
-def _taken_in(project: Project, folder: Path, content: bytes) -> tuple[Path, Image]:
-    """The file that an uploaded NIfTI becomes, and its image; one that cannot be read leaves no file."""
-    path = folder / (secrets.token_hex(8) + (".nii.gz" if content[:2] == b"\x1f\x8b" else ".nii"))
-    io.atomic_write_bytes(path, content)
-    try:
-        sides, grid, dtype = io.header(path)
-        check_weight(sides, dtype)
-        if grid.ndim != min(project.manifest.dims, 3):
-            raise GeometryError("the image has other dimensions than this project's", found=f"{grid.ndim}D")
-        return path, io.read_image(path)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
 
 
 def _uid_of(address: str) -> str:

@@ -32,7 +32,7 @@ import sqlalchemy as sql
 from sqlalchemy.exc import OperationalError
 
 from .. import io
-from ..core.case import Case, LabelMap
+from ..core.case import Case, Image, LabelMap
 from ..core.errors import DataError, GeometryError, ResourceError, UsageError, VesaliusError
 from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
@@ -462,20 +462,27 @@ class Project:
 
     def add(self, name: str, content: bytes) -> str:
         """A new case from an uploaded NIfTI file, which is read before it is taken in; its id."""
-        upload = f"{secrets.token_hex(8)}.nii.gz" if content[:2] == b"\x1f\x8b" else f"{secrets.token_hex(8)}.nii"
-        path = self.folder / "uploads" / upload
-        io.atomic_write_bytes(path, content)
+        path, _ = self.taken_in(content, self.folder / "uploads")
         try:
-            sides, _, dtype = io.header(path)
-            check_weight(sides, dtype)
-            image = io.read_image(path)
-            if image.geometry.ndim != min(self.manifest.dims, 3):
-                raise GeometryError("the image has other dimensions than this project's", found=f"{image.geometry.ndim}D")
             with self._writing() as db:
-                row = {"name": name[:100] or upload[:8], "status": "todo", "updated": time.time(), "upload": upload}
+                row = {"name": name[:100] or path.name[:8], "status": "todo", "updated": time.time(), "upload": path.name}
                 taken = set(db.scalars(sql.select(_cases.c.name)))
                 row["name"] = next(n for n in (row["name"], *(f"{row['name']} ({k})" for k in range(2, len(taken) + 3))) if n not in taken)
                 return f"c{db.execute(sql.insert(_cases).values(**row)).inserted_primary_key[0]}"
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def taken_in(self, content: bytes, folder: Path) -> tuple[Path, Image]:
+        """The file that an uploaded NIfTI becomes, and its image, which fits this project; one that cannot be read leaves no file."""
+        path = folder / (secrets.token_hex(8) + (".nii.gz" if content[:2] == b"\x1f\x8b" else ".nii"))
+        io.atomic_write_bytes(path, content)
+        try:
+            sides, grid, dtype = io.header(path)
+            check_weight(sides, dtype)
+            if grid.ndim != min(self.manifest.dims, 3):
+                raise GeometryError("the image has other dimensions than this project's", found=f"{grid.ndim}D")
+            return path, io.read_image(path)
         except BaseException:
             path.unlink(missing_ok=True)
             raise

@@ -23,6 +23,7 @@ from vesalius.engine.prepare import Cache, prepare
 from vesalius.engine.progress import Progress
 from vesalius.engine.restore import restore
 from vesalius.engine.sample import Draws
+from vesalius.engine.study import read_as
 from vesalius.methods.networks.eus_usfm import UNTAUGHT, EusUsfm, MaskedFrames, one_component
 from vesalius.metrics import overlap
 from vesalius.report.statistics import mean_interval
@@ -323,7 +324,7 @@ def test_the_proofs_rows(tmp_path):
     rows = proof["measure"](study, data, tmp_path / "out", seeds=1, iterations=5, plan=settings, progress=Progress(quiet=True))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["eus-usfm"]
     run = api.open_run(tmp_path / "out" / "eus-usfm" / "seed_0")
-    assert not run.method.keep_largest and proof["read_as"](run, study.arms[1]).keep_largest
+    assert not run.method.keep_largest and read_as(run, study.arms[1]).keep_largest
     assert {r["metric"] for r in rows} == set(study.metrics)
     own = {r["case"].partition("&")[0] for r in rows if r["metric"] == "dsc, own centres"}
     assert own == {"phantom:ultrasound?centre=A", "phantom:ultrasound?centre=B"}

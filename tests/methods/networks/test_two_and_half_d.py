@@ -19,6 +19,7 @@ from vesalius.core.plan import Plan
 from vesalius.datasets import open_dataset
 from vesalius.engine import api
 from vesalius.engine.progress import Progress
+from vesalius.engine.study import read_as
 from vesalius.methods.networks.two_and_half_d import ALONE, ThroughSlices, training_flops
 from vesalius.networks.two_and_half_d import ConvLSTM, Join, Slices, border, bridge, cut, stack, vote
 from vesalius.networks.unet import UNet
@@ -403,7 +404,7 @@ def test_the_proofs_arms_are_of_equal_cost():
 def test_the_proofs_votes_share_a_training_and_its_table_has_the_costs(tmp_path, monkeypatch):
     monkeypatch.setenv("VESALIUS_CACHE", str(tmp_path / "cache"))
     proof = runpy.run_path(str(PROOF))
-    s, data = proof["study"](), open_dataset("phantom:shapes-3d?cases=3,1,1&raters=2")
+    s, data = proof["study"](), open_dataset("phantom:shapes-3d?cases=3,1,1")
     few = replace(s, arms=tuple(a for a in s.arms if a.name in ("2d", "3 views, majority", "3 views, weighted")))
     for grid, name in ((Spacing(3.0, 1.0, 1.0), "dsc, thick slices"), (Spacing(1.0, 1.0, 1.0), "dsc, cubes")):
         plan = {
@@ -420,7 +421,7 @@ def test_the_proofs_votes_share_a_training_and_its_table_has_the_costs(tmp_path,
         rows = proof["measure"](few, data, out, seeds=1, iterations=6, plan=plan, progress=Progress(quiet=True))
         assert sorted(p.name for p in out.iterdir()) == ["2d", "3 views, majority"]
         assert {r["metric"] for r in rows} == {name, "hd95", *proof["COSTS"]} <= set(s.metrics)
-        assert sum(r["metric"] == name for r in rows) == 3 * 2  # arms, structures: raters beside the reference are not asked
+        assert sum(r["metric"] == name for r in rows) == 3 * 2  # arms, structures
         mean = {(r["method"], r["metric"]): r["value"] for r in rows if r["metric"] in proof["COSTS"]}
         assert (
             mean["2d", "cost of a step"] == 1
@@ -429,6 +430,6 @@ def test_the_proofs_votes_share_a_training_and_its_table_has_the_costs(tmp_path,
         assert mean["3 views, weighted", "thousand parameters"] > 2.5 * mean["2d", "thousand parameters"]
         assert all(mean[a.name, "ms a volume"] > 0 for a in few.arms)
         trained = api.open_run(out / "3 views, majority" / "seed_0")
-        heavy = proof["read_as"](trained, few.arms[2])
+        heavy = read_as(trained, few.arms[2])
         assert max(heavy.network.weights) == 2 and set(trained.method.network.weights) == {1.0}
         assert all(torch.equal(a, b) for a, b in zip(heavy.state_dict().values(), trained.method.state_dict().values(), strict=True))

@@ -9,9 +9,9 @@ https://arxiv.org/abs/2312.08555, code https://github.com/huyquoctrinh/KDAS. Whe
 
 * The published attention term hands KLDiv a softmax over the one channel, which is the constant 1: it has no gradient. Here it is the
   divergence that is meant, between distributions over the places of a row, averaged over rows; ``raw`` is the published form.
-* The published symmetric term compares logits. Of a teacher that is sure (4 to either side) its gradient is ten times the segmentation's,
-  so that a short training copies the teacher's scale rather than the reference. Here it compares probabilities, whose difference is
-  bounded: a tenth to a half of the segmentation's. ``symmetry=logits`` is the published form.
+* The published symmetric term compares logits. Of a teacher that is sure its gradient is many times the segmentation's, so that a short
+  training copies the teacher's scale rather than the reference. Here it compares probabilities, whose difference is bounded.
+  ``symmetry=logits`` is the published form.
 * The published training takes 100 epochs at 1e-4. Some hundred steps want ten times as much, the default, and it falls by a cosine.
 * The published checkpoint is the best on the *test* images; ours is the last, or the best on validation cases (``--patience``).
 * The published answer is stretched to 0..1 in every image; that turns frames without a polyp into frames with one and is left out.

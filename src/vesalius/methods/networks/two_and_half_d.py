@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -156,8 +156,7 @@ class ThroughSlices(SlidingWindow):
 
     def rows(self, forward: Callable[..., Any], image: Tensor, **how: Any) -> Iterator[tuple[str, int, Tensor]]:
         patch = tuple(min(p, n) if a == self.axis else p for a, (p, n) in enumerate(zip(self.patch, image.shape[1:], strict=True)))
-        plain = SlidingWindow(patch, self.overlap, self.batch, self.mirror_axes, self.gate)
-        return plain.rows(forward, image, **how)
+        return SlidingWindow.rows(replace(self, patch=patch), forward, image, **how)
 
 
 def training_flops(network: nn.Module, window: Sequence[int], *, alone: bool = False) -> int:
