@@ -10,8 +10,8 @@ that somebody has saved onto already; what counts is that every mask that was se
 ready.
 
 The page's own figures are those of a headless Chromium (Debian's) that draws in software, on the same cores as the server: from letting go
-of the mouse button, a box each, to the mask on the screen; from following the link to the CT's picture, which the page shows when it is
-whole; and the requests while one scrolls through its slices.
+of the mouse button, a box each, to the mask on the screen; from following the link to a picture of the CT, a coarse one, and to the whole
+one; and the requests while one scrolls through its slices.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ CT = (512, 512, 400)
 CLICK_MS, PAGE_MS, FIRST, WHOLE = 120, 250, 3.0, 8.0
 TOKEN = "token-of-this-benchmark"
 BIN = Path(sys.executable).with_name("vesalius")
-# runs before the page's own scripts: when the button was let go, when the picture was there, and `frame`, the time when all is drawn
+# runs before the page's own scripts: when the button was let go, when the first picture and the whole image were there, and `frame`, the
+# time when all is drawn
 CLOCK = """
 const frame = () => (vesalius.view.nv.gl.readPixels(0, 0, 1, 1, 6408, 5121, new Uint8Array(4)), performance.now());
 addEventListener('pointerup', () => (window.released = performance.now()), {capture: true});
 (function look() {
+  if (window.vesalius?.view?.grid) window.firstAt ??= frame();
   if (window.vesalius?.current && !vesalius.loading) window.shownAt = frame();
   else requestAnimationFrame(look);
 })();
@@ -204,13 +206,13 @@ def picture(port: int) -> dict:
 
 
 @contextlib.contextmanager
-def paged(port: int) -> Iterator[tuple[Browser, float]]:
-    """The annotator in a new browser, and the seconds until the first case's picture was on the screen."""
+def paged(port: int) -> Iterator[tuple[Browser, list[float]]]:
+    """The annotator in a new browser, and the seconds until a picture of the first case was on the screen, and all of it."""
     with Browser() as page:
         page.send("Page.addScriptToEvaluateOnNewDocument", source=CLOCK)
         page.go(f"http://127.0.0.1:{port}/open?token={TOKEN}")
         page.until("window.shownAt", 300)
-        yield page, page.value("shownAt") / 1000
+        yield page, [round(ms / 1000, 3) for ms in page.value("[firstAt, shownAt]")]
 
 
 def page_clicks(port: int, side: int, count: int) -> float:
@@ -234,7 +236,8 @@ def page_clicks(port: int, side: int, count: int) -> float:
 
 
 def page_volume(port: int, slices: int) -> dict:
-    """Seconds until a volume is on the screen, before the server has it ready and after; ms a slice and requests while one scrolls."""
+    """Seconds until a picture of a volume is on the screen and until all of it is, before the server has it ready and after; ms a slice
+    and requests while one scrolls."""
     with paged(port) as (page, first):
         pass
     with paged(port) as (page, again):
@@ -249,7 +252,7 @@ def page_volume(port: int, slices: int) -> dict:
             sys.exit(f"the page scrolled to slice {at}, not {slices}")
         time.sleep(1)
         requests = page.value("performance.getEntriesByType('resource').length")
-    shown = {"seconds_to_picture": {"first": round(first, 3), "again": round(again, 3)}}
+    shown = {"seconds_to_picture_and_whole": {"first": first, "again": again}}
     return {**shown, "slices": slices, "ms_a_slice": round(1000 * scrolling / slices, 1), "requests_while_scrolling": requests}
 
 
@@ -275,6 +278,7 @@ def main() -> None:
             shown = picture(port)
         with served([folder / "ct.nii.gz"], folder / "volume on the page") as port:
             seen = page_volume(port, min(SLICES, ct[2] - 1))
+    (first, whole), (_, again) = seen["seconds_to_picture_and_whole"].values()
     command, embedded = ".venv/bin/python bench/annotator.py", 1000 * click["seconds_until_embedded"]
     results = [
         table.result(
@@ -315,13 +319,13 @@ def main() -> None:
             details=shown,
         ),
         table.result(
-            f"the same on the page: on the screen, whole, in {seen['seconds_to_picture']['first']:.1f} s; "
+            f"the same on the page: a coarse picture after {first:.1f} s, whole after {whole:.1f} s; "
             f"{seen['requests_while_scrolling']} requests while {seen['slices']} slices are scrolled, {seen['ms_a_slice']:.0f} ms each",
-            f"opened again ({seen['seconds_to_picture']['again']:.1f} s)",
+            f"opened again ({again:.1f} s)",
             f"first picture < {FIRST:g} s, whole < {WHOLE:g} s, no request per slice",
-            seen["seconds_to_picture"]["first"] / seen["seconds_to_picture"]["again"],
+            whole / again,
             command,
-            met=seen["seconds_to_picture"]["first"] < FIRST and seen["requests_while_scrolling"] == 0,
+            met=first < FIRST and whole < WHOLE and seen["requests_while_scrolling"] == 0,
             details=seen,
         ),
     ]

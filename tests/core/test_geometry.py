@@ -100,6 +100,9 @@ def test_world_and_voxels_invert_each_other():
     assert np.allclose(g.to_index(g.to_world(at)), at)
     crop = g.cropped((1, -2, 3), (4, 5, 6))
     assert crop.shape == (3, 7, 3) and np.allclose(crop.to_world((0, 2, 0)), g.to_world((1, 0, 3)))
+    third = g.every((1, 2, 3))
+    assert third.shape == tuple(len(range(0, n, step)) for n, step in zip(g.shape, (1, 2, 3), strict=True))
+    assert np.allclose(third.to_world((2, 1, 1)), g.to_world((2, 2, 3)))
     assert Geometry.from_json(g.to_json()) == g and hash(Geometry.from_json(g.to_json())) == hash(g)
 
 

@@ -162,8 +162,9 @@ class Browser:
         return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def click(self, selector: str) -> None:
-        """On the middle of an element, which is scrolled to first."""
+        """On the middle of an element, which is scrolled to first, when the page has drawn what it had to."""
         self.until(f"document.querySelector({json.dumps(selector)})")
+        self.value("new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
         self.value(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'nearest'}})")
         self.drag([self.centre(selector)])
 
@@ -185,7 +186,8 @@ class Browser:
 
     def choose(self, selector: str, value: str) -> None:
         """An option of a list, or what a field for a colour or a number is to hold."""
-        self.until(f"document.querySelector({json.dumps(selector)})")
+        there = f"(e => e && (!e.options || [...e.options].some(o => o.value == {json.dumps(value)})))"
+        self.until(f"{there}(document.querySelector({json.dumps(selector)}))")
         given = f"(e => {{ e.value = {json.dumps(value)}; e.dispatchEvent(new Event('change', {{bubbles: true}})) }})"
         self.value(f"{given}(document.querySelector({json.dumps(selector)}))")
 

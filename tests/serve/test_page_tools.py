@@ -1,6 +1,7 @@
 """The annotator's page in a real browser, further: windows, planes, others' labels, label maps of files, exports, signing in again."""
 
 import json
+import threading
 import time
 import urllib.request
 import zipfile
@@ -11,6 +12,8 @@ from tests.serve import test_page as first
 from tests.serve.desk import PICTURE, TOKEN, VOLUME, project_of
 from tests.serve.test_page import Desk, enter, saved, shown, spots
 from vesalius import io
+from vesalius.core.geometry import Geometry
+from vesalius.serve.images import Images
 from vesalius.serve.security import Guard
 from vesalius.serve.store import Project, manifest_of
 
@@ -78,7 +81,7 @@ def test_windows_planes_and_slices(browser, tmp_path):
 
         page.key("j")
         page.until("vesalius.current?.record.id == 'c2' && !vesalius.loading")
-        assert page.value("[...document.querySelectorAll('#preset option')].map(o => o.value)") == ["Auto", "Full range"]
+        page.until("[...document.querySelectorAll('#preset option')].map(o => o.value).join() == 'Auto,Full range'")
         assert page.errors == []
     finally:
         desk.stop()
@@ -286,3 +289,34 @@ def test_drafts_of_another_project_at_the_same_address(browser, opened, tmp_path
     enter(page, desk, model=None)
     assert page.value("vesalius.drafts.size") == 1 and not page.value("!!document.querySelector('[data-notice=draft]')")
     assert page.value("vesalius.cases.some(c => vesalius.hasDraft(c))") is False
+
+
+def test_a_large_volume_is_first_seen_coarsely(browser, tmp_path, monkeypatch):
+    """Every voxel that is shown lies where it does in the whole image, which then takes its place; tools wait for that."""
+    (tmp_path / "images").mkdir()
+    shape, at, there = (264, 260, 250), (201, 60, 31), threading.Event()
+    geometry = Geometry(shape, np.diag([-1.0, -1.0, 2.0, 1.0]))
+    hu = np.full((1, *shape), -1000, np.int16)
+    hu[:, 195:207, 54:66, 25:37] = 700
+    io.write_image(tmp_path / "images" / "ct.nii.gz", hu, geometry)
+    whole = Images.whole
+    monkeypatch.setattr(Images, "whole", lambda *given: there.wait(60) and whole(*given))
+    desk, page = Desk(project_of(tmp_path)), browser
+    try:
+        page.go(f"http://127.0.0.1:{desk.port}/open?token={TOKEN}")
+        page.until("vesalius?.view?.grid")
+        assert page.value("vesalius.view.grid.shape") == [88, 87, 125] and not page.value("vesalius.ready")
+        assert "coarse" in page.value("document.querySelector('.loading').textContent")
+        (x, y, z), world = (n // e for n, e in zip(at, (3, 3, 2), strict=True)), [-201, -60, 60]
+        value = f"vesalius.view.valueAt([{x}, {y}, {z}])"
+        assert page.value(value) == "700" and page.value("vesalius.view.valueAt([20, 66, 94])") == "-1000"
+        assert page.value(f"vesalius.view.grid.affine.slice(0, 3).map((r) => r[0] * {x} + r[1] * {y} + r[2] * {z} + r[3])") == world
+        there.set()
+        page.until("vesalius.ready && !vesalius.loading")
+        assert page.value("vesalius.view.grid.shape") == list(shape) and page.value(f"vesalius.view.valueAt({list(at)})") == "700"
+        assert page.value("vesalius.view.tiles.length") == 3 and page.value("vesalius.view.rendered(vesalius.view.grid)") is False
+        assert page.value("vesalius.view.nv.gl.getError()") == 0
+        page.picture(tmp_path / "large.png")
+    finally:
+        there.set()
+        desk.stop()

@@ -11,7 +11,7 @@ from tests.serve.desk import TOKEN, VOLUME, client_of, project_of, put, raw
 from vesalius.core.errors import UsageError
 from vesalius.serve import security, store
 from vesalius.serve.security import MOST_BODY, Gate, Guard, new_token
-from vesalius.serve.work import in_folder
+from vesalius.serve.wire import in_folder
 
 
 @pytest.fixture

@@ -50,6 +50,32 @@ def test_cases_and_images_come_on_their_own_grid(client, project):
     assert client.get("/api/cases/c9").status_code == client.get("/api/cases/c1/image/other").status_code == 404
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_coarse_image_is_every_nth_voxel_where_it_was(dims, tmp_path, monkeypatch):
+    """Also of a grid that is turned, and the whole one that is asked for next is not read again."""
+    monkeypatch.setattr("vesalius.serve.images.MOST_COARSE", 7)
+    project = project_of(tmp_path, dims)
+    client, read = client_of(project), project.read("c1")
+    data, geometry = read.images["image"].data[0], read.images["image"].geometry
+    every = (3, 3, 2) if dims == 3 else (4, 6)
+    reads = []
+    monkeypatch.setattr(project, "read", lambda case: reads.append(case) or read)
+    answer = client.get("/api/cases/c1/image/image/coarse")
+    sent = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+    assert answer.headers["x-every"] == ",".join(map(str, every))
+    if dims == 3:
+        assert np.array_equal(np.asarray(sent.dataobj), data[::3, ::3, ::2])
+        assert np.allclose(sent.affine @ [2, 3, 4, 1], [*geometry.to_world((6, 9, 8)), 1])
+    else:
+        assert np.array_equal(np.asarray(sent.dataobj)[..., 0].T, data[::4, ::6]) and np.allclose(sent.affine @ [1, 1, 0, 1], [6, -4, 0, 1])
+    whole = client.get("/api/cases/c1/image/image")
+    assert whole.status_code == 200 and reads == ["c1"]
+    assert client.get("/api/cases/c1/image/image/coarse").content == answer.content and reads == ["c1"]
+    client.get("/api/cases/c2/image/image"), client.get("/api/cases/c2/image/image/coarse"), client.get("/api/cases/c1/image/image/coarse")
+    assert reads == ["c1", "c2", "c2"]
+    assert client.get("/api/cases/c1/image/other/coarse").status_code == 404
+
+
 def test_a_saved_mask_comes_back_and_has_a_history(client):
     assert client.get("/api/cases/c1/label").status_code == 404
     first = put(

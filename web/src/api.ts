@@ -181,6 +181,7 @@ export class Api {
   cases = () => this.json<Summary[]>("GET", "/api/cases");
   case = (id: string) => this.json<Case>("GET", `/api/cases/${id}`);
   image = (id: string, channel: string, signal?: AbortSignal) => this.fetch("GET", `/api/cases/${id}/image/${encodeURIComponent(channel)}`, { signal });
+  coarse = (id: string, channel: string) => this.fetch("GET", `/api/cases/${id}/image/${encodeURIComponent(channel)}/coarse`);
   label = async (id: string, version: string) => (await this.fetch("GET", `/api/cases/${id}/label`, { query: { version } })).blob();
   save = (id: string, parent: string | null, body: Uint8Array<ArrayBuffer>, headers: Record<string, string>, origin: Origin) =>
     this.json<{ version: string }>("PUT", `/api/cases/${id}/label`, {

@@ -4,7 +4,7 @@ import { Api, ApiError, type Case, type Compared, type Job, type Label, type Mea
 import { bodyOf, gunzip, labelsOf, type Voxels } from "./codec";
 import { draftKeys, draftOf, dropDraft, keepDraft, keyOf } from "./drafts";
 import { Events } from "./events";
-import { boxPrompt, deepened, gridOf, layoutOf, offsetOf, sliceOf, toWorld, type Grid, type Layout, type Vec3 } from "./geometry";
+import { boxPrompt, deepened, everyNth, gridOf, isLarge, layoutOf, offsetOf, sliceOf, toWorld, type Grid, type Layout, type Vec3 } from "./geometry";
 import { removed, saveLabels, type Wish } from "./labels";
 import { brush, type Edit, History, Mask, polygon } from "./mask";
 import { carrierOf } from "./models";
@@ -12,7 +12,7 @@ import { Prompter, tryInstead } from "./prompter";
 import { Provenance } from "./provenance";
 import { Saver, type SaveState } from "./saver";
 import type { Host, Place, Tool } from "./stage";
-import { PLANES, type Plane, View } from "./view";
+import { type Picture, PLANES, type Plane, type Range, View } from "./view";
 
 export interface Open {
   record: Case;
@@ -63,6 +63,18 @@ export const PRESETS: Record<string, [number, number] | "auto" | "full"> = {
   "CT bone": [-500, 1300],
   "CT brain": [0, 80],
 };
+
+/** Presets in Hounsfield units only where the values look like them. */
+function presetsOf(range: Range | null): string[] {
+  const hounsfield = range !== null && range.full[0] <= -200 && range.full[1] > 100;
+  return Object.keys(PRESETS).filter((name) => hounsfield || !name.startsWith("CT"));
+}
+
+function windowOf(name: string, range: Range | null): [number, number] | null {
+  const preset = PRESETS[name];
+  if (!range || !preset) return null;
+  return preset === "auto" ? range.robust : preset === "full" ? range.full : preset;
+}
 
 /** A version that the server made; `conflict`: it stands beside one that was saved meanwhile. */
 interface Made {
@@ -352,32 +364,29 @@ export class App implements Host {
       const grid = gridOf(record.geometry);
       const layout = layoutOf(grid);
       const channel = record.channels.includes(this.channel) ? this.channel : record.channels[0];
-      const [image, saved, draft] = await Promise.all([
-        this.image(id, channel),
+      if (isLarge(grid)) await this.glimpse(id, channel, record, () => turn === this.opening);
+      const [picture, saved, draft] = await Promise.all([
+        this.picture(id, channel, grid, layout),
         record.latest ? this.api.label(id, record.latest).then(gunzip) : null,
         draftOf(keyOf(this.project, record)).catch(() => null),
       ]);
       if (turn !== this.opening) return;
       this.channel = channel;
-      this.view.setColours(this.project.labels.map((l) => l.color));
-      await this.view.show(image, grid, layout);
       const mask = new Mask(grid, layout);
       if (saved) mask.load(labelsOf(saved, grid));
       mask.setSlots(this.project.labels.map((l) => l.value));
-      this.view.setMask(mask);
-      this.view.setOpacity(this.visible ? this.settings.opacity : 0);
-      this.view.setSmooth(this.settings.smooth);
+      this.show(picture, grid, layout, mask, this.preset);
       const origin = new Provenance();
       const saver = new Saver<Voxels>(this.desk(record, grid, mask, origin), record.latest);
       this.current = { record, grid, layout, mask, saver, history: new History(), prompter: null, measures: [], measured: null, origin, mine: new Set() };
       this.loading = "";
-      this.applyPreset(this.presets.includes(this.preset) ? this.preset : "Auto");
       this.startPrompter();
       if (draft) this.offer(draft);
       void this.measure();
     } catch (error) {
       if (turn !== this.opening) return;
       this.loading = "";
+      this.view.clear();
       this.notice({
         id: "open",
         tone: "bad",
@@ -389,8 +398,36 @@ export class App implements Host {
     this.changed();
   }
 
-  private async image(id: string, channel: string): Promise<ArrayBuffer> {
-    return (await gunzip(await (await this.api.image(id, channel)).blob())).buffer;
+  private async picture(id: string, channel: string, grid: Grid, layout: Layout): Promise<Picture> {
+    return this.view.read((await gunzip(await (await this.api.image(id, channel)).blob())).buffer, grid, layout);
+  }
+
+  /** A coarse picture of a large image, to look at while the whole one comes; nothing where it cannot be had. */
+  private async glimpse(id: string, channel: string, record: Case, wanted: () => boolean): Promise<void> {
+    try {
+      const answer = await this.api.coarse(id, channel);
+      const grid = gridOf(everyNth(record.geometry, (answer.headers.get("X-Every") ?? "").split(",").map(Number)));
+      const layout = layoutOf(grid);
+      const picture = await this.view.read((await gunzip(await answer.blob())).buffer, grid, layout);
+      if (!wanted()) return;
+      this.show(picture, grid, layout, null, this.preset);
+      this.loading = "A coarse picture, while the whole one comes";
+      this.changed();
+    } catch {
+      // whoever asks for the whole one is told what is wrong
+    }
+  }
+
+  private show(picture: Picture, grid: Grid, layout: Layout, mask: Mask | null, preset: string): void {
+    const name = presetsOf(picture.range).includes(preset) ? preset : "Auto";
+    this.view.together(() => {
+      this.view.setColours(this.project.labels.map((l) => l.color));
+      this.view.show(picture, grid, layout, windowOf(name, picture.range));
+      if (mask) this.view.setMask(mask);
+      this.view.setOpacity(this.visible ? this.settings.opacity : 0);
+      this.view.setSmooth(this.settings.smooth);
+    });
+    if (mask) this.preset = name;
   }
 
   /** Another image of the same case under the same mask. */
@@ -399,15 +436,12 @@ export class App implements Host {
     if (!open || channel === this.channel) return;
     this.stopComparing();
     await this.attempt(async () => {
-      const image = await this.image(open.record.id, channel);
+      const picture = await this.picture(open.record.id, channel, open.grid, open.layout);
       if (this.current !== open) return;
       const place = this.view.place;
       this.channel = channel;
-      await this.view.show(image, open.grid, open.layout);
-      this.view.setMask(open.mask);
-      this.view.setSmooth(this.settings.smooth);
+      this.show(picture, open.grid, open.layout, open.mask, "Auto");
       this.view.place = place;
-      this.applyPreset("Auto");
     });
     this.changed();
   }
@@ -1073,11 +1107,9 @@ export class App implements Host {
   }
 
   applyPreset(name: string): void {
-    const preset = PRESETS[name];
-    const range = this.view.range;
-    if (!range || !preset) return;
-    const [low, high] = preset === "auto" ? range.robust : preset === "full" ? range.full : preset;
-    this.view.setWindow(low, high);
+    const window = windowOf(name, this.view.range);
+    if (!window) return;
+    this.view.setWindow(...window);
     this.windowChanged(name);
   }
 
@@ -1086,11 +1118,8 @@ export class App implements Host {
     this.applyPreset(names[(names.indexOf(this.preset) + 1) % names.length] ?? "Auto");
   }
 
-  /** Presets in Hounsfield units only where the values look like them. */
   get presets(): string[] {
-    const range = this.view.range;
-    const hounsfield = range !== null && range.full[0] <= -200 && range.full[1] > 100;
-    return Object.keys(PRESETS).filter((name) => hounsfield || !name.startsWith("CT"));
+    return presetsOf(this.view.range);
   }
 
   windowChanged(preset: string | null): void {

@@ -36,13 +36,35 @@ export interface Tile {
   readonly down: Readonly<Vec3>;
 }
 
-export function gridOf(geometry: { shape: readonly number[]; affine: readonly (readonly number[])[] }): Grid {
+/** As the server says it: `affine` (d+1) x (d+1) from indices to mm. */
+export interface Geometry {
+  readonly shape: readonly number[];
+  readonly affine: readonly (readonly number[])[];
+}
+
+export function gridOf(geometry: Geometry): Grid {
   const dims = geometry.shape.length === 2 ? 2 : 3;
   const a = geometry.affine;
   const shape: Vec3 = [geometry.shape[0], geometry.shape[1], dims === 3 ? geometry.shape[2] : 1];
   const spacing: Vec3 = [1, 1, 1];
   for (let c = 0; c < dims; c++) spacing[c] = Math.hypot(...Array.from({ length: dims }, (_, r) => a[r][c]));
   return { dims, shape, affine: a, inverse: inverseOf(a, dims), spacing };
+}
+
+const LARGE = 2 ** 24; // voxels
+
+/** Whether an image takes so long to come that a coarse one is shown before. */
+export function isLarge(grid: Grid): boolean {
+  return grid.shape[0] * grid.shape[1] * grid.shape[2] > LARGE;
+}
+
+/** The grid of every n-th voxel, from the first one on. */
+export function everyNth(geometry: Geometry, every: readonly number[]): Geometry {
+  const last = geometry.shape.length;
+  return {
+    shape: geometry.shape.map((n, a) => Math.ceil(n / every[a])),
+    affine: geometry.affine.map((row, r) => row.map((x, c) => (r < last && c < last ? x * every[c] : x))),
+  };
 }
 
 /** World mm of an index, which may lie between voxels. */

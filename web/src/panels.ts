@@ -207,8 +207,8 @@ export function viewPanel(app: App): Part {
   const planes = el("div", { class: "segments", role: "group", "aria-label": "Planes" });
   const names: Record<Plane, string> = { all: "All", axial: "Axial", coronal: "Coronal", sagittal: "Sagittal", render: "3D" };
   const preset = el("select", { "aria-label": "Window", id: "preset", onchange: () => app.applyPreset(preset.value) });
-  const low = el("input", { type: "number", "aria-label": "Lowest grey value", onchange: () => own() });
-  const high = el("input", { type: "number", "aria-label": "Highest grey value", onchange: () => own() });
+  const low = el("input", { type: "number", "aria-label": "Lowest grey value", onchange: () => own(0, low.value) });
+  const high = el("input", { type: "number", "aria-label": "Highest grey value", onchange: () => own(1, high.value) });
   const opacity = el("input", { type: "range", min: 5, max: 100, step: 5, "aria-label": "Opacity of the mask", id: "opacity", oninput: () => app.setOpacity(Number(opacity.value) / 100) });
   const shown = el("input", { type: "checkbox", onchange: () => app.toggleVisible() });
   const smooth = el("input", { type: "checkbox", onchange: () => app.setSmooth(smooth.checked) });
@@ -228,8 +228,11 @@ export function viewPanel(app: App): Part {
     el("div", { class: "row" }, el("span", { class: "what" }, "Brush"), radius, size),
     el("div", { class: "row" }, el("label", { class: "check" }, smooth, "Smooth pixels"), doubtful),
   );
-  function own(): void {
-    app.view.setWindow(Number(low.value), Number(high.value));
+  function own(end: 0 | 1, value: string): void {
+    const window = app.view.window;
+    if (!window) return;
+    window[end] = Number(value);
+    app.view.setWindow(...window);
     app.windowChanged(null);
   }
   return {

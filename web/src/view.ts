@@ -1,7 +1,8 @@
 // NiiVue behind a small surface: load an image, show the mask as NiiVue's drawing, say which voxel a pixel shows.
 
 import { DRAG_MODE, MULTIPLANAR_TYPE, NVImage, Niivue, SHOW_RENDER, SLICE_TYPE } from "@niivue/niivue";
-import { type Axis, fromFraction, type Grid, indexToScreen, type Layout, screenToIndex, type Tile, tileOf, toFraction, type Vec3 } from "./geometry";
+import { withoutGradients } from "./gradients";
+import { type Axis, fromFraction, type Grid, indexToScreen, isLarge, type Layout, screenToIndex, type Tile, tileOf, toFraction, type Vec3 } from "./geometry";
 import type { Dirty, Mask } from "./mask";
 
 export type Plane = "all" | "axial" | "coronal" | "sagittal" | "render";
@@ -9,6 +10,7 @@ export const PLANES: readonly Plane[] = ["all", "axial", "coronal", "sagittal", 
 const TYPES = { all: SLICE_TYPE.MULTIPLANAR, axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, render: SLICE_TYPE.RENDER };
 const ACROSS: Record<number, Axis> = { [SLICE_TYPE.AXIAL]: 2, [SLICE_TYPE.CORONAL]: 1, [SLICE_TYPE.SAGITTAL]: 0 };
 const imageOf = NVImage.new.bind(NVImage) as unknown as (file: ArrayBuffer, name: string) => Promise<NVImage>; // the rest has defaults
+const [BYTES, RGB] = [2, 128]; // NIfTI's types
 const DRAW_UNIT = 33991; // TEXTURE7, where NiiVue's shaders look for the drawing
 
 /** The least and greatest value of all voxels; NiiVue's own are those of the middle of the image. */
@@ -22,6 +24,23 @@ function extent(image: NVImage): [number, number] {
   }
   const { scl_slope: slope = 1, scl_inter: inter = 0 } = image.hdr ?? {};
   return low < high ? [low * (slope || 1) + inter, high * (slope || 1) + inter] : [0, 1];
+}
+
+/** An image that was read, and its grey values' usual and whole range; null of colours. */
+export interface Picture {
+  readonly image: NVImage;
+  readonly range: Range | null;
+}
+
+export interface Range {
+  readonly robust: [number, number];
+  readonly full: [number, number];
+}
+
+function rangeOf(image: NVImage): Range | null {
+  if (image.hdr?.datatypeCode === RGB) return null;
+  if (image.hdr?.datatypeCode === BYTES) return { robust: [0, 255], full: [0, 255] }; // pictures: shown as they are
+  return { robust: [image.robust_min ?? 0, image.robust_max ?? 1], full: extent(image) };
 }
 
 /** A byte-valued picture in display order that is shown instead of the mask, with a colour per value. */
@@ -43,7 +62,9 @@ export class View {
   private shown: Shown | null = null;
   private colours: readonly string[] = [];
   private flat = false;
-  private full: [number, number] = [0, 1];
+  private picture: Picture | null = null;
+  private held = false;
+  private software = false;
 
   constructor(readonly canvas: HTMLCanvasElement) {
     canvas.setAttribute("aria-label", "The image");
@@ -71,6 +92,7 @@ export class View {
     Object.assign(this.nv, { keyDownListener: ignore, keyUpListener: ignore, wheelListener: ignore, resetBriCon: ignore }); // the page has keys and a wheel of its own
     const draw = this.nv.drawScene.bind(this.nv);
     this.nv.drawScene = () => {
+      if (this.held) return;
       const said = draw();
       this.onDraw();
       return said;
@@ -81,23 +103,46 @@ export class View {
 
   async start(): Promise<void> {
     await this.nv.attachToCanvas(this.canvas, true);
+    withoutGradients(this.nv);
+    const { gl } = this.nv;
+    const named = gl.getExtension("WEBGL_debug_renderer_info");
+    this.software = /swiftshader|llvmpipe|software|basic render/i.test(String(gl.getParameter(named?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER)));
   }
 
   get pixels(): number {
     return this.nv.uiData.dpr ?? 1;
   }
 
+  /** Changes that are drawn when all are made. */
+  together(run: () => void): void {
+    this.held = true;
+    try {
+      run();
+    } finally {
+      this.held = false;
+    }
+    this.nv.drawScene();
+  }
+
   /** The image of a case (.nii, unpacked). Throws where the graphics cannot hold it. */
-  async show(file: ArrayBuffer, grid: Grid, layout: Layout): Promise<void> {
+  async read(file: ArrayBuffer, grid: Grid, layout: Layout): Promise<Picture> {
     const most = this.nv.uiData.max3D ?? 2048;
     if (Math.max(...grid.shape) > most) throw new Error(`This image has a side of ${Math.max(...grid.shape)} voxels; this browser's graphics show up to ${most}.`);
-    this.clear();
     const image = await imageOf(file, "image.nii");
     const same = layout.sides.every((n, d) => n === image.dimsRAS?.[d + 1] && layout.flip[d] === (image.permRAS?.[d] ?? 0) < 0);
     if (!same) throw new Error("This image lies on another grid than the case.");
+    return { image, range: rangeOf(image) };
+  }
+
+  /** `window`: of grey values. */
+  show(picture: Picture, grid: Grid, layout: Layout, window: [number, number] | null): void {
+    this.clear();
+    this.picture = picture;
     this.flat = grid.dims === 2;
-    this.full = extent(image);
     const { nv } = this;
+    const { image } = picture;
+    if (window) [image.cal_min, image.cal_max] = window;
+    nv.opts.multiplanarShowRender = this.rendered(grid) ? SHOW_RENDER.ALWAYS : SHOW_RENDER.NEVER;
     nv.opts.isRadiologicalConvention = !this.flat;
     nv.opts.show3Dcrosshair = !this.flat;
     nv.opts.isOrientationTextVisible = !this.flat;
@@ -116,8 +161,13 @@ export class View {
     this.setPlane(this.flat ? "axial" : this.plane);
   }
 
+  /** Whether the planes have a 3D picture beside them: without a graphics card it takes a second at every step through a large image. */
+  rendered(grid: Grid): boolean {
+    return !this.software || !isLarge(grid);
+  }
+
   clear(): void {
-    this.mask = this.shown = null;
+    this.mask = this.shown = this.picture = null;
     for (const volume of [...this.nv.volumes]) this.nv.removeVolume(volume);
     this.grid = this.layout = null;
   }
@@ -195,14 +245,11 @@ export class View {
   /** Null of a colour image. */
   get window(): [number, number] | null {
     const image = this.nv.volumes[0];
-    return !image || image.hdr?.datatypeCode === 128 ? null : [image.cal_min ?? 0, image.cal_max ?? 1];
+    return !image || image.hdr?.datatypeCode === RGB ? null : [image.cal_min ?? 0, image.cal_max ?? 1];
   }
 
-  get range(): { robust: [number, number]; full: [number, number] } | null {
-    const image = this.nv.volumes[0];
-    if (!image || !this.window) return null;
-    if (image.hdr?.datatypeCode === 2) return { robust: [0, 255], full: [0, 255] }; // bytes are pictures: shown as they are
-    return { robust: [image.robust_min ?? 0, image.robust_max ?? 1], full: this.full };
+  get range(): Range | null {
+    return this.picture?.range ?? null;
   }
 
   setWindow(low: number, high: number): void {

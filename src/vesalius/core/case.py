@@ -43,6 +43,13 @@ class Image:
             return replace(self, source=self.source.on(grid), geometry=grid)
         return replace(self, source=resample(self.data, self.geometry, grid, mode, fill=fill, antialias=antialias), geometry=grid)
 
+    def every(self, steps: Sequence[int]) -> Image:
+        """Every n-th voxel of each axis, from the first one on; a lazy one is read on that grid by its own means."""
+        grid = self.geometry.every(steps)
+        if isinstance(self.source, Lazy):
+            return self.on(grid)
+        return replace(self, source=self.data[:, *(slice(None, None, n) for n in steps)], geometry=grid)
+
 
 @dataclass(frozen=True)
 class LabelMap:

@@ -140,6 +140,12 @@ class Geometry:
         affine[:-1, -1] = self.to_world(np.asarray(low, float))
         return Geometry(tuple(int(h) - int(a) for a, h in zip(low, high, strict=True)), affine)
 
+    def every(self, steps: Sequence[int]) -> Geometry:
+        """Every n-th voxel of each axis from the first one on, as ``data[::n]`` takes them."""
+        affine = self.affine.copy()
+        affine[:-1, :-1] *= np.asarray(steps, float)
+        return Geometry(tuple(-(-n // step) for n, step in zip(self.shape, steps, strict=True)), affine)
+
     def resized(self, shape: Sequence[int]) -> Geometry:
         """A grid of ``shape`` over the same field of view (outer voxel faces coincide)."""
         shape = tuple(int(n) for n in shape)

@@ -74,6 +74,7 @@ def next_case(entries: Sequence[Entry], strategy: str, read: Callable[[str], Cas
 def picture(case: Case) -> np.ndarray:
     """A case in a few numbers: its first image on a coarse grid, standardised, and the log of its size in mm."""
     image = next(iter(case.images.values()))
+    image = image.every([max(1, n // (4 * _SIDE)) for n in image.geometry.shape])
     grid = image.geometry.canonical().resized((_SIDE,) * image.geometry.ndim)
     coarse = image.on(grid, "nearest").data.astype(np.float32).mean(0).ravel()
     size = np.log(np.multiply(image.geometry.canonical().shape, image.geometry.canonical().spacing))

@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from .. import __version__, io
+from .. import __version__
 from ..core.errors import ResourceError, RunError, UsageError, VesaliusError
 from ..engine.record import Lock
 from . import active, measure
@@ -47,8 +47,8 @@ from .patience import Impatient
 from .security import LOCAL, Gate, Guard, cookie_name, log, new_token
 from .sessions import Sessions, check_window, prompts_from, state_of
 from .store import STATUSES, Conflict, Entry, Label, LabelsChanged, Missing, Project, labels_version, manifest_of
-from .wire import check_weight, decode_mask, encode
-from .work import Desk, in_folder
+from .wire import decode_mask, encode, in_folder
+from .work import Desk
 
 PAGE = Path(__file__).parent / "page"
 MASK = "application/gzip"
@@ -291,7 +291,14 @@ def _add_cases(app: FastAPI, desk: Desk, hub: Hub) -> None:
 
     @routes.get("/api/cases/{case}/image/{channel}", summary="An image on its own grid, as NIfTI")
     def case_image(case: str, channel: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
-        return send(image_file(desk, case, channel), if_none_match)
+        return send(desk.images.whole(case, channel), if_none_match)
+
+    @routes.get("/api/cases/{case}/image/{channel}/coarse", summary="Every n-th voxel of an image, n an axis in X-Every: sooner there")
+    def coarse_image(case: str, channel: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
+        file, every = desk.images.coarse(case, channel)
+        answer = send(file, if_none_match)
+        answer.headers["X-Every"] = ",".join(map(str, every))
+        return answer
 
     @routes.put("/api/cases/{case}/status", summary="Mark a case as todo, draft, done or reviewed")
     def set_status(case: str, given: NewStatus) -> dict:
@@ -319,27 +326,6 @@ def _add_cases(app: FastAPI, desk: Desk, hub: Hub) -> None:
         return Response(encode(shown[None], project.geometry(case)), media_type=MASK)
 
     app.include_router(routes)
-
-
-def image_file(desk: Desk, case: str, channel: str) -> Path:
-    """The image as it travels, encoded once and kept in the project's cache."""
-    project = desk.project
-    entry = project.entry(case)
-    names = project.channels(entry)
-    if channel not in names:
-        raise Missing("the case has no such image", fix="open the case again")
-    target = project.folder / "cache" / entry.id / f"{names.index(channel)}-{project.stamp(entry, channel)}.nii.gz"
-    with desk.encoding:
-        if not target.exists():
-            promised = project.promise(entry, channel)
-            if promised is not None:
-                check_weight(*promised)
-            image = project.read(case)
-            if image.lazy:
-                raise UsageError("whole slides cannot be annotated here yet")
-            desk.pictures.look(case, lambda: image)
-            io.atomic_write_bytes(target, encode(image.images[channel].data, image.images[channel].geometry))
-    return in_folder(target, project.folder)
 
 
 def send(file: Path, known: str | None = None, name: str | None = None) -> Response:

@@ -7,6 +7,7 @@ one that the client was given. Signing in goes by ``/auth/token``: any user name
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -211,10 +212,8 @@ def _add_answers(app: FastAPI, desk: Desk, clients: Clients, uploads: Uploads) -
     app.include_router(routes)
 
 
-def _image(desk: Desk, case: str) -> Any:
-    from .app import image_file
-
-    return image_file(desk, case, desk.project.channels(desk.project.entry(case))[0])
+def _image(desk: Desk, case: str) -> Path:
+    return desk.images.whole(case, desk.project.channels(desk.project.entry(case))[0])
 
 
 def _tags(head: str | None) -> dict:

@@ -43,6 +43,13 @@ def check_weight(sides: Sequence[int], dtype: np.dtype) -> None:
         )
 
 
+def in_folder(file: Path, folder: Path) -> Path:
+    """``file``, if it really lies in ``folder``, links followed. Raises DataError."""
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise DataError("the file does not lie in the project")
+    return file
+
+
 def encode(data: np.ndarray, geometry: Geometry) -> bytes:
     """(C, *spatial) -> a gzipped NIfTI; three channels of bytes become RGB24, several others the fourth dimension."""
     data = _plain(np.asarray(data))

@@ -7,7 +7,6 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from ..engine.doubt import doubt_of
 from ..engine.embeddings import Embeddings
 from ..engine.infer import infer
 from . import active, export
+from .images import Images
 from .jobs import Job, train_apart
 from .models import Models
 from .sessions import Prompted, Sessions, carry, propagate
@@ -37,9 +37,12 @@ class Desk:
     models: Models
     sessions: Sessions
     pictures: active.Pictures = field(default_factory=active.Pictures)
-    encoding: threading.Lock = field(default_factory=threading.Lock)  # one volume at a time: memory
     answering: threading.Lock = field(default_factory=threading.Lock)  # one answer at a time: memory
     trained: Callable[[str], None] = lambda model: None
+    images: Images = field(init=False)
+
+    def __post_init__(self):
+        self.images = Images(self.project, self.pictures)
 
     def run(self, job: Job, case: str, model: str, user: str) -> dict:
         """A model's own answer as a new version; of an untouched case it is the draft to start from. The result names the version."""
@@ -151,10 +154,3 @@ class _Part:
 
     def say(self, fraction: float, text: str = "") -> None:
         self.job.say(self.low + (1 - self.low) * fraction, text)
-
-
-def in_folder(file: Path, folder: Path) -> Path:
-    """``file``, if it really lies in ``folder``, links followed. Raises DataError."""
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise DataError("the file does not lie in the project")
-    return file
