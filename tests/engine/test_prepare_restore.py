@@ -133,3 +133,15 @@ def test_normalisations():
     native = np.array([[[0, 255]]], np.uint8)
     np.testing.assert_allclose(normalise(native.astype(np.float32), "unit", {}, native), [[[0, 1]]])
     np.testing.assert_allclose(normalise(native.astype(np.float32), "byte", {}, native), [[[0, 255]]])
+
+
+def test_a_probability_that_is_asked_for_is_read_once_on_the_original_grid(monkeypatch):
+    """The mask is that probability, cut at the threshold."""
+    own, prepared = Geometry.of((12, 10), (1.0, 1.0)), Geometry.of((6, 5), (2.0, 2.0))
+    p = Image(np.random.default_rng(0).random((1, 6, 5)).astype(np.float32), prepared)
+    reads, on = [], Image.on
+    monkeypatch.setattr(Image, "on", lambda self, grid, *how, **more: reads.append(grid) or on(self, grid, *how, **more))
+    found = restore(Prediction(probability=p, names=("a",), threshold=0.5), prepared, own, ("background", "a"), probability=True)
+    assert reads == [own] and found.probability.data.shape == (1, 12, 10)
+    (label,) = found.labels.values()
+    assert np.array_equal(np.asarray(label.data).reshape(12, 10) > 0, found.probability.data[0] >= 0.5)

@@ -112,14 +112,19 @@ def saved(page):
 def coloured(page, at):
     """Whether the screen at a window pixel is no grey: the mask's colour is on it."""
     page.value("vesalius.setOpacity(0.9)")
+    colour = pixel(page, at)
+    return max(colour) - min(colour) > 40
+
+
+def pixel(page, at):
+    """(red, green, blue) of the screen at a window pixel."""
     picture = page.send("Page.captureScreenshot", format="png", clip={"x": at[0] - 1, "y": at[1] - 1, "width": 3, "height": 3, "scale": 1})
     from base64 import b64decode
     from io import BytesIO
 
     from PIL import Image
 
-    r, g, b = np.asarray(Image.open(BytesIO(b64decode(picture["data"]))).convert("RGB"), int)[1, 1]
-    return max(r, g, b) - min(r, g, b) > 40
+    return np.asarray(Image.open(BytesIO(b64decode(picture["data"]))).convert("RGB"), int)[1, 1].tolist()
 
 
 def test_a_volume_from_the_link_to_the_export(browser, opened):

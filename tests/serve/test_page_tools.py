@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.serve import test_page as first
 from tests.serve.desk import PICTURE, TOKEN, VOLUME, project_of
-from tests.serve.test_page import Desk, enter, saved, shown, spots
+from tests.serve.test_page import Desk, enter, pixel, saved, shown, spots
 from vesalius import io
 from vesalius.core.geometry import Geometry
 from vesalius.serve.images import Images
@@ -306,17 +306,24 @@ def test_a_large_volume_is_first_seen_coarsely(browser, tmp_path, monkeypatch):
         page.go(f"http://127.0.0.1:{desk.port}/open?token={TOKEN}")
         page.until("vesalius?.view?.grid")
         assert page.value("vesalius.view.grid.shape") == [88, 87, 125] and not page.value("vesalius.ready")
-        assert "coarse" in page.value("document.querySelector('.loading').textContent")
+        page.until("document.querySelector('.loading.seen')?.textContent.includes('coarse')")
         (x, y, z), world = (n // e for n, e in zip(at, (3, 3, 2), strict=True)), [-201, -60, 60]
+        page.picture(tmp_path / "coarse.png")
         value = f"vesalius.view.valueAt([{x}, {y}, {z}])"
+        page.value(f"vesalius.view.place = [{x + 2}, {y}, {z}]")
+        assert min(pixel(page, *spots(page, (x, y - 1, z)))) > 200 and max(pixel(page, *spots(page, (x - 9, y - 5, z)))) < 40
         assert page.value(value) == "700" and page.value("vesalius.view.valueAt([20, 66, 94])") == "-1000"
         assert page.value(f"vesalius.view.grid.affine.slice(0, 3).map((r) => r[0] * {x} + r[1] * {y} + r[2] * {z} + r[3])") == world
         there.set()
         page.until("vesalius.ready && !vesalius.loading")
         assert page.value("vesalius.view.grid.shape") == list(shape) and page.value(f"vesalius.view.valueAt({list(at)})") == "700"
         assert page.value("vesalius.view.tiles.length") == 3 and page.value("vesalius.view.rendered(vesalius.view.grid)") is False
+        page.value(f"vesalius.view.place = {[at[0] + 4, *at[1:]]}")
+        assert min(pixel(page, *spots(page, (at[0], at[1] - 3, at[2])))) > 200
+        assert max(pixel(page, *spots(page, (at[0] - 30, at[1] - 9, at[2])))) < 40
+        page.value("vesalius.view.setWindow(-3000, -900)")
+        assert min(pixel(page, *spots(page, (at[0] - 30, at[1] - 9, at[2])))) > 200, "a window is drawn afresh"
         assert page.value("vesalius.view.nv.gl.getError()") == 0
-        page.picture(tmp_path / "large.png")
     finally:
         there.set()
         desk.stop()

@@ -3,25 +3,26 @@
 
 import type { Niivue } from "@niivue/niivue";
 
-const GRADIENTS = [33990, 33992]; // TEXTURE6, TEXTURE8: where NiiVue puts them
+const [GRADIENT, BLURRED] = [33990, 33992]; // TEXTURE6, TEXTURE8: where NiiVue puts the gradient, and first the image that it blurs for it
 
-/** Spare NiiVue its gradients; the textures are there, of one voxel. Call it when it is attached to its canvas. */
+/** Spare NiiVue its gradients: the textures are there, of one voxel. Call it when it is attached to its canvas. */
 export function withoutGradients(nv: Niivue): void {
-  let off = false;
   const { gl } = nv;
-  const texture = nv.rgbaTex.bind(nv);
-  nv.rgbaTex = (id, unit, dims, first) => {
-    if (!GRADIENTS.includes(unit)) return texture(id, unit, dims, first);
-    off = true;
-    return texture(id, unit, [3, 1, 1, 1], first);
-  };
+  let refreshing = false;
+  let off = false;
   const refresh = nv.refreshLayers.bind(nv);
   nv.refreshLayers = (image, layer) => {
+    refreshing = true;
     try {
       refresh(image, layer);
     } finally {
-      off = false; // the gradients come last
+      refreshing = off = false; // the gradient comes last
     }
+  };
+  const texture = nv.rgbaTex.bind(nv);
+  nv.rgbaTex = (id, unit, sides, first) => {
+    if (refreshing && unit === BLURRED && first) off = true;
+    return texture(id, unit, off && (unit === BLURRED || unit === GRADIENT) ? [3, 1, 1, 1] : sides, first);
   };
   const draw = gl.drawArrays.bind(gl);
   gl.drawArrays = (...given) => void (off || draw(...given));

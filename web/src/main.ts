@@ -12,6 +12,7 @@
 //   events.ts     what the server tells by itself
 //   api.ts        the REST interface, typed
 //   view.ts       NiiVue: image, mask as its drawing, tiles
+//   gradients.ts  what NiiVue need not compute
 //   stage.ts      gestures over the picture, and what was pointed at
 //   app.ts        the state and all actions; panels.ts, dialogs.ts, keys.ts show it and call it
 //
@@ -62,6 +63,7 @@ app.changed = () => {
     waiting = false;
     loading.hidden = !app.loading;
     loading.textContent = app.loading;
+    loading.classList.toggle("seen", app.view.grid !== null);
     for (const part of parts) part.draw();
     stage.draw();
     if (jobs?.open) jobs.draw();

@@ -45,17 +45,18 @@ def restore(
         return field.on(home) if home is not None else field
 
     labels = {k: back(v) for k, v in prediction.labels.items()}
-    p = prediction.probability
+    p, read = prediction.probability, None
     if p is not None and not labels and p.geometry == prepared:
         if prediction.threshold is None:
             labels = {"prediction": LabelMap(most_probable(p, original), original, prediction.names or classes)}
         else:
-            labels = dict(replace(prediction, probability=back(p)).decide(classes).labels)
+            read = back(p)
+            labels = dict(replace(prediction, probability=read).decide(classes).labels)
     if prediction.outlines and not labels and p is None:
         labels = {"prediction": LabelMap(label_map(prediction.outlines, original, classes), original, classes)}
     kept = None
     if p is not None and probability:
-        kept = _on(p, original) if prediction.threshold is None and p.geometry == prepared else back(p)
+        kept = _on(p, original) if prediction.threshold is None and p.geometry == prepared else read or back(p)
     first = next(iter(labels), None)
     if largest_component and first and not labels[first].overlapping:
         labels[first] = replace(labels[first], source=_largest(np.array(labels[first].data), labels[first].names, largest_component))
