@@ -78,6 +78,9 @@ def test_together_both_learn_all_zones_and_are_pulled_towards_each_other():
     torch.testing.assert_close(terms["B/segmentation"], DiceCE()(logits[1], batch().label, ignore_index=IGNORE))
     torch.testing.assert_close(terms["agreement"], agreement(*logits))
     assert "agreement" not in method(agreement=0.0).losses(batch(), TOGETHER)
+    begins = Clock(0, 10, stage="together")
+    torch.testing.assert_close(m.losses(batch(), begins)["agreement"], np.exp(-5) * terms["agreement"])
+    torch.testing.assert_close(method(ramp=0.0).losses(batch(), begins)["agreement"], terms["agreement"])
 
 
 def test_cases_without_labels_join_the_agreement_alone():
@@ -231,6 +234,7 @@ def test_groups(given, expected):
         ({"widen": 0.0}, "outside its range"),
         ({"owner": 0.2}, "no such weights"),
         ({"agreement": -1.0}, "no such weights"),
+        ({"ramp": 1.5}, "no such weights"),
     ],
 )
 def test_bad_options_in_one_sentence(options, word):

@@ -12,6 +12,8 @@ was at hand:
   (mean squared difference, or symmetric KL) and of the second task (signed distances, or borders) and their weights are options, too.
 * Each branch has a map for every zone from the beginning. In the first stage it is asked for those of its group alone, and a voxel of the
   other group is background; so the second stage starts from all of the first one's weights.
+* The agreement grows to its weight over ``ramp`` of the second stage: a branch that was never taught the other's zones says at first that
+  they are not there, and would unteach them.
 * After the first stage alone, a zone's odds against the background are those of its own branch. After the second, the branches'
   probabilities are averaged; ``owner`` is the weight of the branch whose group a zone is in.
 * Both branches are the plan's U-Net, so that a comparison with ``unet`` shows the scheme alone; ``backbone='meyer'`` is the paper's, with
@@ -46,6 +48,7 @@ from ...networks.blocks.conv import conv
 from ...networks.feature_unet import FeatureUNet
 from ...networks.zone_unet import ZoneUNet
 from ...objectives.dice_ce import DiceCE
+from ...objectives.ramps import sigmoid_ramp
 from ..learned import Segmenter
 
 DISTANCES = "zone distances"
@@ -54,8 +57,8 @@ DISTANCES = "zone distances"
 class ProstateZones(Segmenter):
     """``groups``: the zones of each branch as 'PZ+TZ', 'DPU+AFS' (empty: halves of the zones in order; 'all': one branch). ``until`` which
     stage to train; ``finetune``: the second one's share of the budget, at ``finetune_rate`` of the rate. ``agreement`` and ``auxiliary``
-    weigh their terms (0: none); ``form`` of the first; ``task`` of the second, with distances cut at ``reach_mm``. ``widen``: channels of
-    each branch's network as a multiple of the backbone's own."""
+    weigh their terms (0: none), the first after ``ramp`` of its stage; ``form`` of the first; ``task`` of the second, with distances cut
+    at ``reach_mm``. ``widen``: channels of each branch's network as a multiple of the backbone's own."""
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class ProstateZones(Segmenter):
         finetune: float = 0.3,
         finetune_rate: float = 0.1,
         agreement: float = 1.0,
+        ramp: float = 0.5,
         form: Literal["mse", "kl"] = "mse",
         auxiliary: float = 1.0,
         task: Literal["distance", "border"] = "distance",
@@ -88,9 +92,9 @@ class ProstateZones(Segmenter):
         ):
             if not low < value < high:
                 raise UsageError("this lies outside its range", where=name, found=value, allowed=f"above {low}, below {high}")
-        if min(agreement, auxiliary) < 0 or not 0.5 <= owner <= 1:
-            allowed = "weights from 0, owner 0.5 to 1"
-            raise UsageError("no such weights", where="agreement, auxiliary, owner", found=(agreement, auxiliary, owner), allowed=allowed)
+        if min(agreement, auxiliary) < 0 or not 0.5 <= owner <= 1 or not 0 <= ramp <= 1:
+            allowed, found = "weights from 0, owner 0.5 to 1, ramp 0 to 1", (agreement, auxiliary, owner, ramp)
+            raise UsageError("no such weights", where="agreement, auxiliary, owner, ramp", found=found, allowed=allowed)
         if plan.mirror_pairs:  # a distance map does not know its partner
             plan = plan.derive(mirror_axes=tuple(a for a in plan.mirror_axes if a != (0 if plan.dims == 3 else 1)))
         self.groups, self.backbone, self.widen, self.auxiliary = grouped(groups, plan.classes), backbone, widen, auxiliary
@@ -98,7 +102,7 @@ class ProstateZones(Segmenter):
         multiple = self.network[0].body.multiple
         self.plan = plan.derive(patch=tuple(-(-n // m) * m for n, m in zip(plan.patch, multiple, strict=True)))
         self.until = until if len(self.groups) == 2 else "apart"
-        self.finetune, self.finetune_rate, self.agreement, self.form = finetune, finetune_rate, agreement, form
+        self.finetune, self.finetune_rate, self.agreement, self.ramp, self.form = finetune, finetune_rate, agreement, ramp, form
         self.task, self.reach_mm, self.owner, self.unlabelled = task, reach_mm, owner, False
 
     def build(self, network: None = None) -> nn.ModuleList:
@@ -157,7 +161,7 @@ class ProstateZones(Segmenter):
             if self.auxiliary:
                 terms[f"{name}/{self.task}"] = self.auxiliary * self.second_task(maps[:n], batch, group)
         if together and self.agreement:
-            terms["agreement"] = self.agreement * agreement(*answers, self.form)
+            terms["agreement"] = self.agreement * sigmoid_ramp(clock.fraction, until=self.ramp) * agreement(*answers, self.form)
         return terms
 
     def second_task(self, maps: Tensor, batch: Batch, group: tuple[int, ...]) -> Tensor:
