@@ -7,13 +7,14 @@
 
 Otherwise alone on the machine: minutes are turned into steps by timing them. Finished trainings are kept in build/bench/arenas and not done
 again, so that an arena may be filled over several evenings; one of other minutes, cores or another version of the data has a folder of its
-own. ``make docs`` writes docs/arenas/<name>.md from the results.
+own, and what was trained with older code of a method is trained again. ``make docs`` writes docs/arenas/<name>.md from the results.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,8 +59,8 @@ class Arena:
 VESSELS = ("dsc", "cldice", "betti0_error")
 ARENAS = {
     "kvasir": Arena("Networks on a polyp: Kvasir-SEG", "2d/kvasir_seg", "network", 2),
-    "nuclei": Arena("Networks on nuclei: DSB 2018", "2d/dsb2018_nuclei", "network", 2),
-    "hippocampus": Arena("Networks on a small 3D organ: MSD hippocampus", "3d/msd_hippocampus", "network", 3),
+    "nuclei": Arena("Networks on nuclei: DSB 2018", "2d/dsb2018_nuclei", "network", 1),
+    "hippocampus": Arena("Networks on a small 3D organ: MSD hippocampus", "3d/msd_hippocampus", "network", 2),
     "acdc": Arena("Networks on anisotropic volumes: ACDC", "3d/acdc_scribble", "network", 3),
     "drive": Arena("Objectives, and a network made for vessels: DRIVE", "2d/drive_vessels", "objective", 3, VESSELS, ("scope",)),
     "chase": Arena("Objectives, and a network made for vessels: CHASE_DB1", "2d/chase_db1", "objective", 3, VESSELS, ("scope",)),
@@ -74,6 +75,12 @@ def folder_of(name: str, arena: Arena, minutes: float) -> Path:
 
 def run(name: str, arena: Arena, methods: list[str], minutes: float, seeds: int) -> Path:
     out = folder_of(name, arena, minutes)
+    for slug in methods:
+        mark = out / slug / "code"
+        if mark.exists() and mark.read_text() != catalog.digest(slug):
+            shutil.rmtree(out / slug)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(catalog.digest(slug))
     compare(
         methods, DATA / arena.where, out, seeds=seeds, minutes=minutes, validations=1, metrics=arena.metrics, baseline=BASELINE,
         title=arena.title, progress=Progress(),
@@ -123,6 +130,7 @@ def record(name: str, arena: Arena, out: Path, methods: list[str], minutes: floa
         rows.append(
             {
                 "method": slug,
+                "code": catalog.digest(slug),
                 "scores": {m: {k: scores[slug, m][k] for k in keep} for m in arena.metrics},
                 "place": ranked["place"][slug],
                 "stability": ranked["stability"][slug],

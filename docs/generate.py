@@ -177,8 +177,10 @@ def arena(found: dict) -> str:
         head += [names[m], f"difference to {baseline}"]
     head += ["parameters", "GFLOPs", "steps", "s a case", "memory GiB"]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    old = {r["method"] for r in rows if r["code"] != catalog.digest(r["method"])}
     for r in rows:
-        cells = [str(r["place"]), f"{100 * r['stability']:.0f} %", f"[{r['method']}](../methods/{r['method']}.md)"]
+        star = " \\*" if r["method"] in old else ""
+        cells = [str(r["place"]), f"{100 * r['stability']:.0f} %", f"[{r['method']}](../methods/{r['method']}.md){star}"]
         for m in metrics:
             v = r["scores"][m]
             cells += [f"{number(v['mean'])} [{number(v['low'])}, {number(v['high'])}]", _sure(v) if r["method"] != baseline else "baseline"]
@@ -188,6 +190,7 @@ def arena(found: dict) -> str:
     at = next(r["place"] for r in rows if r["method"] == baseline)
     behind = [f"`{r['method']}`" for r in rows if r["place"] > at]
     first = ", ".join(f"`{r['method']}`" for r in rows[:3])
+    lines += ["", "\\* Its code was changed since, and not measured again."] if old else []
     lines += ["", f"Try first: {first}."]
     lines += [f"Not better than the plain `{baseline}` here, at this length: {', '.join(behind)}."] if behind else []
     return "\n".join(lines) + "\n"

@@ -56,3 +56,11 @@ def test_a_2d_method_on_3d_data_is_refused():
     manifest = Manifest("x", ".", 3, ("a",), {"background": 0, "b": 1}, ())
     with pytest.raises(UsageError, match="2D"):
         catalog.build("saliency-acm", Plan(3), manifest)
+
+
+def test_a_digest_tells_code_from_words_about_it():
+    source = '"""Words."""\n\nX = 1  # a unit\n\n\ndef f(a):\n    """More words."""\n    return a + X\n'
+    assert catalog.stripped(source) == catalog.stripped("X = 1\n\ndef f(a):\n    # other words\n    return a + X\n")
+    assert catalog.stripped(source) != catalog.stripped(source.replace("a + X", "a - X"))
+    found = {slug: catalog.digest(slug) for slug in catalog.cards()}
+    assert found == {slug: catalog.digest(slug) for slug in found} and len(set(found.values())) == len(found), "each has its own"

@@ -6,6 +6,8 @@ through the entry point group ``vesalius.cards`` (each names a tuple of cards).
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import inspect
 import types
 import typing
@@ -13,6 +15,8 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.card import Card
@@ -75,6 +79,25 @@ def load(path: str) -> Any:
     """'module:Name' -> the object."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
+
+
+def digest(slug: str) -> str:
+    """Of the code in a card's own modules, without comments and docstrings, and of its recipe: another one where a result may be of older
+    code. What the modules share with others is not in it."""
+    card = get(slug)
+    recipe = {role: card.recipe[role] for role in ("base", "network", "objective") if role in card.recipe}
+    modules = sorted({str(path).partition(":")[0] for path in (*card.homes, *recipe.values())})
+    code = "".join(stripped(Path(str(find_spec(module).origin)).read_text(encoding="utf-8")) for module in modules)
+    return hashlib.sha256(f"{code} {sorted(map(str, card.recipe.items()))}".encode()).hexdigest()[:12]
+
+
+def stripped(source: str) -> str:
+    """Python code as its syntax tree, without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ options
