@@ -83,6 +83,26 @@ def test_precision_is_chosen_by_a_check_that_other_work_on_the_machine_does_not_
     assert facts["precision"] == chosen, facts["why"]
 
 
+def test_a_minute_budget_holds_for_slow_steps_too(tmp_path, monkeypatch):
+    """Where a minute has fewer steps than are timed on the way, those timed beforehand decide; else the ones on the way do."""
+    how = small() | {"iterations": None, "minutes": 1.0, "validations": 0}
+    monkeypatch.setattr(fit, "_calibrate", lambda loop, timed: ("32", 10.0, "slow"))
+    facts = api.train("unet", DATA, tmp_path / "slow", **how).record["facts"]["budget.main"]
+    assert facts["iterations"] == facts["first"] == 6 and "revised" not in facts
+    monkeypatch.setattr(fit, "_calibrate", lambda loop, timed: ("32", 1.0, "it would seem"))
+    clock = [0.0]
+    monkeypatch.setattr(fit, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter))
+    update = fit._update
+
+    def timed(*args):
+        clock[0] += 0.5
+        return update(*args)
+
+    monkeypatch.setattr(fit, "_update", timed)
+    facts = api.train("unet", DATA, tmp_path / "fast", **how).record["facts"]["budget.main"]
+    assert facts["first"] == 60 and facts["iterations"] == 120 and facts["revised"]
+
+
 def test_workers_change_nothing(tmp_path):
     for workers in (0, 2):
         settings = small()

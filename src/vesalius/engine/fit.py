@@ -309,9 +309,8 @@ class _Loop:
             iterations = run.budget.iterations or run.plan.iterations
             precision, seconds, why = _calibrate(self, timed=run.budget.minutes is not None)
             if run.budget.minutes is not None:
-                iterations = max(_TIMED + 1, int(run.budget.minutes * 60 * self.share / seconds))
-            else:
-                iterations = max(1, int(round(iterations * self.share)))
+                iterations = run.budget.minutes * 60 / seconds
+            iterations = max(1, int(round(iterations * self.share)))
             run.facts[key] = {"iterations": iterations, "first": iterations, "precision": precision, "why": why}
             run.save()
         before = self.stage == 0 and self.step < _TIMED  # a resumed run follows the same numbers at the same steps
