@@ -44,7 +44,7 @@ from .jobs import Job, Jobs, sentence
 from .models import Model, Models, add_model, checked_model, checkpoint_of
 from .monai_label import add_routes
 from .patience import Impatient
-from .security import LOCAL, Gate, Guard, cookie_name, log, new_token
+from .security import LOCAL, Gate, Guard, cookie_name, log, new_token, shown_name
 from .sessions import Sessions, check_window, prompts_from, state_of
 from .store import STATUSES, Conflict, Entry, Label, LabelsChanged, Missing, Project, labels_version, manifest_of
 from .wire import decode_mask, encode, in_folder
@@ -121,11 +121,7 @@ class Exporting(Given):
 
 def user_of(x_user: Annotated[str | None, Header()] = None) -> str:
     """Who works here: the header X-User (percent-encoded), else the account the server runs under."""
-    return _shown_name(unquote(x_user or "")) or _account()
-
-
-def _shown_name(name: str) -> str:
-    return "".join(c for c in name.strip()[:60] if c.isprintable())
+    return shown_name(unquote(x_user or "")) or _account()
 
 
 User = Annotated[str, Depends(user_of)]
@@ -374,7 +370,7 @@ def _add_masks(app: FastAPI, desk: Desk, hub: Hub) -> None:
         body = await request.body()
 
         def save() -> str:
-            mask, named = read_mask(body, name, project.geometry(case), project.folder / "uploads"), _shown_name(name)
+            mask, named = read_mask(body, name, project.geometry(case), project.folder / "uploads"), shown_name(name)
             origin = {"kind": "file", "file": named}
             return project.save(case, mask, None if parent == "none" else parent, user=user, origin=origin, note=f"from file {named}").id
 
@@ -526,7 +522,7 @@ def _add_page(app: FastAPI, guard: Guard, hub: Hub, page: Path) -> None:
 
     @app.get("/api/events", tags=["Project"], summary="What changes, as server-sent events")
     async def stream_events(account: User, user: Name = "", tab: Name = "") -> StreamingResponse:
-        told = hub.stream(_shown_name(user) or account, tab)
+        told = hub.stream(shown_name(user) or account, tab)
         return StreamingResponse(told, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
     @app.get("/docs", include_in_schema=False)

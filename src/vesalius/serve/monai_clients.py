@@ -20,6 +20,7 @@ from .. import io
 from ..core.case import Case
 from ..core.errors import DataError
 from ..io import dicom
+from .security import shown_name
 from .store import Entry, Missing, Project
 
 MOST_SESSIONS = 32
@@ -29,8 +30,7 @@ Who = tuple[str, str]  # the address that a client speaks from, and what it call
 
 
 def who(request: Request, name: Any = None) -> Who:
-    called = "".join(c for c in name if c.isprintable()) if isinstance(name, str) else ""
-    return request.client.host if request.client else "", called.strip()[:60]
+    return request.client.host if request.client else "", shown_name(name) if isinstance(name, str) else ""
 
 
 class Clients:

@@ -47,6 +47,11 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+def shown_name(name: str) -> str:
+    """What somebody calls himself or a file, as far as it is shown: 60 printable characters at most."""
+    return "".join(c for c in name if c.isprintable()).strip()[:60]
+
+
 def new_token() -> str:
     """VESALIUS_TOKEN (at least 16 letters), else a random one."""
     given = os.environ.get("VESALIUS_TOKEN", "")
