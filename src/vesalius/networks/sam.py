@@ -158,7 +158,8 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(dim)
 
     def forward(self, image: Tensor, places: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        keys, where, tokens = image.flatten(2).transpose(1, 2), places.flatten(2).transpose(1, 2), prompts
+        keys, where = (x.flatten(2).transpose(1, 2).contiguous() for x in (image, places))  # a voxel's channels together: read many times
+        tokens = prompts
         for layer in self.layers:
             tokens, keys = layer(tokens, keys, prompts, where)
         tokens = tokens + self.final_attn_token_to_image(tokens + prompts, keys + where, keys)
@@ -182,10 +183,10 @@ class TwoWayBlock(nn.Module):
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
             tokens = tokens + self.self_attn(tokens + code, tokens + code, tokens)
-        tokens = self.norm1(tokens)
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + code, keys + where, keys))
+        tokens, placed = self.norm1(tokens), keys + where
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + code, placed, keys))
         tokens = self.norm3(tokens + self.mlp.lin2(relu(self.mlp.lin1(tokens))))
-        return tokens, self.norm4(keys + self.cross_attn_image_to_token(keys + where, tokens + code, tokens))
+        return tokens, self.norm4(keys + self.cross_attn_image_to_token(placed, tokens + code, tokens))
 
 
 class Attention(nn.Module):
