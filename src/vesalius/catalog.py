@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import io
+import tokenize
 import types
 import typing
 from collections.abc import Mapping
@@ -92,12 +94,17 @@ def digest(slug: str) -> str:
 
 
 def stripped(source: str) -> str:
-    """Python code as its syntax tree, without docstrings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
+    """The lines of Python code that are neither blank nor comments nor docstrings; the same in every version of Python."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
+            words = node.body[0]
+            lines[words.lineno - 1 : words.end_lineno] = [""] * (words.end_lineno - words.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ options
