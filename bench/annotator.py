@@ -22,10 +22,6 @@ import contextlib
 import gzip
 import http.client
 import json
-import os
-import re
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,19 +29,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
+from urllib.parse import urlsplit
 
 import numpy as np
 import table
 from reading import make as make_ct
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tests.serve.browser import Browser, chromium  # noqa: E402 - lends its driver
+from tests.serve.browser import Browser, annotating, chromium  # noqa: E402 - lends its driver
 
 SIDE, CLICKS, PEOPLE, EDITS, SLICES = 1024, 40, 10, 6, 50
 CT = (512, 512, 400)
 CLICK_MS, PAGE_MS, FIRST, WHOLE = 120, 250, 3.0, 8.0
 TOKEN = "token-of-this-benchmark"
-BIN = Path(sys.executable).with_name("vesalius")
 # runs before the page's own scripts: when the button was let go, when the first picture and the whole image were there, and `frame`, the
 # time when all is drawn
 CLOCK = """
@@ -104,14 +100,8 @@ class Client:
 @contextlib.contextmanager
 def served(files: list[Path], project: Path) -> Iterator[int]:
     """The port of ``vesalius annotate``."""
-    command = [BIN, "annotate", *files, "--port", "0", "--project", project]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "VESALIUS_TOKEN": TOKEN}) as process:
-        try:
-            said = process.stdout.readline()
-            yield int(re.search(r":(\d+)/open", said)[1])
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
+    with annotating(*files, project=project, token=TOKEN) as link:
+        yield urlsplit(link).port
 
 
 def pictures(folder: Path, count: int, side: int) -> list[Path]:

@@ -69,18 +69,18 @@ ARENAS = {
 
 def folder_of(name: str, arena: Arena, minutes: float) -> Path:
     manifest = open_dataset(DATA / arena.where)
-    key = hashlib.sha256(f"{manifest.digest()} {minutes} {cores()} {arena.metrics}".encode()).hexdigest()[:8]
+    key = hashlib.sha256(f"{manifest.digest()} {minutes:g} {cores()} {arena.metrics}".encode()).hexdigest()[:8]
     return WORK / f"{name}-{key}"
 
 
 def run(name: str, arena: Arena, methods: list[str], minutes: float, seeds: int) -> Path:
     out = folder_of(name, arena, minutes)
     for slug in methods:
-        mark = out / slug / "code"
-        if mark.exists() and mark.read_text() != catalog.digest(slug):
-            shutil.rmtree(out / slug)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(catalog.digest(slug))
+        mark, code = out / slug / "code", catalog.digest(slug)
+        if not mark.exists() or mark.read_text() != code:
+            shutil.rmtree(out / slug, ignore_errors=True)
+            mark.parent.mkdir(parents=True)
+            mark.write_text(code)
     compare(
         methods, DATA / arena.where, out, seeds=seeds, minutes=minutes, validations=1, metrics=arena.metrics, baseline=BASELINE,
         title=arena.title, progress=Progress(),
@@ -143,7 +143,8 @@ def record(name: str, arena: Arena, out: Path, methods: list[str], minutes: floa
         )
     patch = api.open_run(out / BASELINE / "seed_0").plan.patch
     facts = {"tau": ranked["tau"], "tests": ranked["patients"], "patch": list(patch), "seeds": seeds, "minutes": minutes}
-    command = f"{'taskset -c 0 ' * (cores() == 1)}.venv/bin/python bench/arena.py {name}"
+    other = f" --minutes {minutes:g}" * (minutes != arena.minutes)
+    command = f"{'taskset -c 0 ' * (cores() == 1)}.venv/bin/python bench/arena.py {name}{other}"
     return {**asdict(arena), **facts, "rows": rows, "command": command, "machine": table.machine(), "date": time.strftime("%Y-%m-%d")}
 
 

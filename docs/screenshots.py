@@ -7,10 +7,6 @@ Needs ../shared/data, Chromium and the weights that ``make setup`` fetches. The 
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +17,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.serve.browser import Browser  # noqa: E402 - lends its driver
+from tests.serve.browser import Browser, annotating  # noqa: E402 - lends its driver
 from tests.serve.test_page import saved, spots  # noqa: E402
 from vesalius import io  # noqa: E402
 from vesalius.serve.store import Project, manifest_of  # noqa: E402
@@ -40,17 +36,11 @@ BOXED = "left kidney"
 
 @contextmanager
 def page_of(project: Path, *what: Path) -> Iterator[Browser]:
-    """The page of ``vesalius annotate``, the first case open and embedded."""
-    command = [Path(sys.executable).with_name("vesalius"), "annotate", *what, "--port", "0", "--project", project]
-    env = {k: v for k, v in os.environ.items() if k != "VESALIUS_TOKEN"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process, Browser() as page:
-        try:
-            page.go(re.search(r"Open (http\S+)", process.stdout.readline())[1])
-            page.until("window.vesalius?.current && !vesalius.loading", 120)
-            yield page
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
+    """The page of ``vesalius annotate``, the first case open."""
+    with annotating(*what, project=project) as link, Browser() as page:
+        page.go(link)
+        page.until("window.vesalius?.current && !vesalius.loading", 120)
+        yield page
 
 
 def boxed(page: Browser, low: np.ndarray, high: np.ndarray) -> None:

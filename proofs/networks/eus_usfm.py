@@ -37,15 +37,8 @@ def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
     for seed in range(seeds):
         shown = api.hide_labels(manifest, split.train, LABELLED, seed)
         common, _ = api.plan_for(shown, split, overrides=plan, progress=progress)
-
-        def train(arm, options, shown=shown, common=common, seed=seed):
-            progress.say(f"== {arm.name}, seed {seed}")
-            return api.train(
-                arm.method, shown, folder / arm.name / f"seed_{seed}", options=options, seed=seed, iterations=iterations,
-                plan=common, split=split, validations=1, resume=True, progress=progress,
-            )  # fmt: skip
-
-        for arm, trained in trained_once(study.arms, train, taught):
+        how = dict(seed=seed, taught=taught, iterations=iterations, plan=common, split=split, progress=progress)
+        for arm, trained in trained_once(study.arms, shown, folder, **how):
             method, own = read_as(trained, arm), {"method": arm.name, "seed": seed}
             for case, label, found in answers(method, manifest, split.test):
                 row = {**own, "case": case.id, "patient": case.patient}

@@ -42,14 +42,8 @@ def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
     """Rows of every test case and unseen type; of each arm's DSC of known lesions, and of its queries a seed."""
     rows, split = [], manifest.split()
     for seed in range(seeds):
-
-        def train(arm, options, seed=seed):
-            return api.train(
-                arm.method, manifest, folder / arm.name / f"seed_{seed}", options=options, seed=seed, iterations=iterations,
-                plan_overrides=plan, split=split, validations=1, resume=True, progress=progress,
-            )  # fmt: skip
-
-        for arm, trained in trained_once(study.arms, train):
+        how = dict(seed=seed, iterations=iterations, plan_overrides=plan, split=split, progress=progress)
+        for arm, trained in trained_once(study.arms, manifest, folder, **how):
             taken, used = [], set()
             for unseen in UNSEEN:
                 other = open_dataset(f"phantom:lesion-types?unseen={unseen}")

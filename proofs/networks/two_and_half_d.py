@@ -50,15 +50,8 @@ def measure(study, manifest, folder, *, seeds, iterations, plan, progress):
     split, rows, read = manifest.split(), [], api.reader(manifest)
     common, _ = api.plan_for(manifest, split, overrides=plan, progress=progress)
     for seed in range(seeds):
-
-        def train(arm, options, seed=seed):
-            progress.say(f"== {arm.name}, seed {seed}")
-            return api.train(
-                arm.method, manifest, folder / arm.name / f"seed_{seed}", options=options, seed=seed, iterations=iterations,
-                plan=common, split=split, validations=1, resume=True, progress=progress,
-            )  # fmt: skip
-
-        for arm, trained in trained_once(study.arms, train, taught):
+        how = dict(seed=seed, taught=taught, iterations=iterations, plan=common, split=split, progress=progress)
+        for arm, trained in trained_once(study.arms, manifest, folder, **how):
             method = read_as(trained, arm)
             own = {"method": arm.name, "seed": seed}
             size = sum(p.numel() for p in method.network.parameters()) / 1000

@@ -1,4 +1,5 @@
-"""A headless Chromium for tests, driven over the DevTools protocol through a pipe: no driver, no download, no further package."""
+"""A headless Chromium for tests, driven over the DevTools protocol through a pipe: no driver, no download, no further package; and the
+command whose page it opens."""
 
 from __future__ import annotations
 
@@ -6,12 +7,16 @@ import base64
 import itertools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +43,19 @@ _BUTTONS = {"left": 1, "right": 2, "middle": 4}
 def chromium() -> str | None:
     """The browser's program, if there is one."""
     return next((path for path in map(shutil.which, NAMES) if path), None)
+
+
+@contextmanager
+def annotating(*what: Path, project: Path, token: str = "") -> Iterator[str]:
+    """``vesalius annotate`` as a process of its own, and the link that it prints; ``token``: the one it is told, else its own."""
+    command = [Path(sys.executable).with_name("vesalius"), "annotate", *what, "--port", "0", "--project", project]
+    env = {k: v for k, v in os.environ.items() if k != "VESALIUS_TOKEN"} | ({"VESALIUS_TOKEN": token} if token else {})
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            yield re.search(r"Open (http\S+)", process.stdout.readline())[1]
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
 
 
 class Browser:

@@ -364,7 +364,7 @@ export class App implements Host {
       const grid = gridOf(record.geometry);
       const layout = layoutOf(grid);
       const channel = record.channels.includes(this.channel) ? this.channel : record.channels[0];
-      if (isLarge(grid)) await this.glimpse(id, channel, record, () => turn === this.opening);
+      if (isLarge(grid)) await this.glimpse(record, channel, () => turn === this.opening);
       const [picture, saved, draft] = await Promise.all([
         this.picture(id, channel, grid, layout),
         record.latest ? this.api.label(id, record.latest).then(gunzip) : null,
@@ -403,9 +403,9 @@ export class App implements Host {
   }
 
   /** A coarse picture of a large image, to look at while the whole one comes; nothing where it cannot be had. */
-  private async glimpse(id: string, channel: string, record: Case, wanted: () => boolean): Promise<void> {
+  private async glimpse(record: Case, channel: string, wanted: () => boolean): Promise<void> {
     try {
-      const answer = await this.api.coarse(id, channel);
+      const answer = await this.api.coarse(record.id, channel);
       const grid = gridOf(everyNth(record.geometry, (answer.headers.get("X-Every") ?? "").split(",").map(Number)));
       const layout = layoutOf(grid);
       const picture = await this.view.read((await gunzip(await answer.blob())).buffer, grid, layout);

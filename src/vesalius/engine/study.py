@@ -22,6 +22,7 @@ from ..io.atomic import atomic_write_text
 from ..metrics import metric
 from ..report.statistics import paired_difference
 from ..report.tables import to_csv
+from .api import train
 from .compare import Arm, compare
 from .evaluate import RULES
 from .progress import Progress
@@ -182,16 +183,25 @@ def compared(
 
 
 def trained_once(
-    arms: Sequence[Arm], train: Callable[[Arm, Mapping[str, Any]], Trained], taught: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    arms: Sequence[Arm],
+    manifest: Manifest,
+    folder: Path,
+    *,
+    seed: int,
+    taught: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    progress: Progress,
+    **how: Any,
 ) -> Iterator[tuple[Arm, Trained]]:
-    """Each arm with its training, ``train(arm, options)``. Arms of one method share one where ``taught`` leaves them the same options: what
-    it takes away tells how the answers are read (``read_as``)."""
+    """Each arm with its training (``how``: as ``api.train``). Arms of one method share one where ``taught`` leaves them the same options:
+    what it takes away tells how the answers are read (``read_as``)."""
     done: dict[tuple, Trained] = {}
     for arm in arms:
         options = taught(arm.options)
         kind = (arm.method, *sorted(options.items()))
         if kind not in done:
-            done[kind] = train(arm, options)
+            progress.say(f"== {arm.name}, seed {seed}")
+            out = folder / arm.name / f"seed_{seed}"
+            done[kind] = train(arm.method, manifest, out, options=options, seed=seed, validations=1, resume=True, progress=progress, **how)
         yield arm, done[kind]
 
 
