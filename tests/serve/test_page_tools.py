@@ -327,3 +327,39 @@ def test_a_large_volume_is_first_seen_coarsely(browser, tmp_path, monkeypatch):
     finally:
         there.set()
         desk.stop()
+
+
+def test_without_a_graphics_card_a_table_gives_a_large_image_the_shaders_colours(browser, tmp_path):
+    """Whatever order and direction the file's axes have."""
+    (tmp_path / "images").mkdir()
+    i, j, k = np.ogrid[:250, :264, :260]
+    values = (3 * i + 5 * (j % 90) - 2 * k + 40 * (i * j % 7)).astype(np.int16)[None]
+    geometry = Geometry(values.shape[1:], np.array([[0, 0, -1.0, 20], [2.0, 0, 0, 3], [0, -1.5, 0, 7], [0, 0, 0, 1]]))
+    io.write_image(tmp_path / "images" / "ct.nii.gz", values, geometry)
+    read = """(() => {
+      const {view} = vesalius, {gl} = view.nv, [nx, ny, nz] = view.layout.sides, found = [];
+      const buffer = gl.createFramebuffer();
+      gl.bindFramebuffer(gl.FRAMEBUFFER, buffer);
+      for (const z of [0, 77, nz - 1]) {
+        const bytes = new Uint8Array(4 * nx * ny);
+        gl.framebufferTextureLayer(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, view.nv.volumeTexture, 0, z);
+        gl.readPixels(0, 0, nx, ny, gl.RGBA, gl.UNSIGNED_BYTE, bytes);
+        found.push(bytes);
+      }
+      gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+      gl.deleteFramebuffer(buffer);
+      return found;
+    })()"""
+    desk, page = Desk(project_of(tmp_path)), browser
+    try:
+        page.go(f"http://127.0.0.1:{desk.port}/open?token={TOKEN}")
+        page.until("vesalius.ready && !vesalius.loading")
+        assert page.value("vesalius.view.software") is True, "this test needs a browser that draws on the processor"
+        page.value("vesalius.view.setWindow(100, 700)")
+        page.value(f"window.tabled = {read}; 0")
+        page.value("vesalius.view.software = false; vesalius.view.setWindow(99, 700); vesalius.view.setWindow(100, 700)")
+        page.value(f"window.shaded = {read}; 0")
+        far = "Math.max(...tabled.map((a, z) => a.reduce((most, v, n) => Math.max(most, Math.abs(v - shaded[z][n])), 0)))"
+        assert page.value(far) <= 2 and page.value("new Set(tabled[1]).size") > 200
+    finally:
+        desk.stop()

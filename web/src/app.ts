@@ -399,7 +399,7 @@ export class App implements Host {
   }
 
   private async picture(id: string, channel: string, grid: Grid, layout: Layout): Promise<Picture> {
-    return this.view.read((await gunzip(await (await this.api.image(id, channel)).blob())).buffer, grid, layout);
+    return this.view.read((await gunzip(await this.api.image(id, channel))).buffer, grid, layout);
   }
 
   /** A coarse picture of a large image, to look at while the whole one comes; nothing where it cannot be had. */
@@ -408,7 +408,7 @@ export class App implements Host {
       const answer = await this.api.coarse(record.id, channel);
       const grid = gridOf(everyNth(record.geometry, (answer.headers.get("X-Every") ?? "").split(",").map(Number)));
       const layout = layoutOf(grid);
-      const picture = await this.view.read((await gunzip(await answer.blob())).buffer, grid, layout);
+      const picture = await this.view.read((await gunzip(answer)).buffer, grid, layout);
       if (!wanted()) return;
       this.show(picture, grid, layout, null, this.preset);
       this.loading = "A coarse picture, while the whole one comes";

@@ -11,7 +11,8 @@ export interface Packed {
   bits: string;
 }
 
-export async function gunzip(data: Uint8Array<ArrayBuffer> | Blob): Promise<Uint8Array<ArrayBuffer>> {
+/** An answer of the server is unpacked while it comes. */
+export async function gunzip(data: Uint8Array<ArrayBuffer> | Blob | Response): Promise<Uint8Array<ArrayBuffer>> {
   return through(data, new DecompressionStream("gzip"));
 }
 
@@ -19,9 +20,9 @@ export async function gzip(data: Uint8Array<ArrayBuffer>): Promise<Uint8Array<Ar
   return through(data, new CompressionStream("gzip"));
 }
 
-async function through(data: Uint8Array<ArrayBuffer> | Blob, stream: CompressionStream | DecompressionStream): Promise<Uint8Array<ArrayBuffer>> {
-  const piped = (data instanceof Blob ? data : new Blob([data])).stream().pipeThrough(stream);
-  return new Uint8Array(await new Response(piped).arrayBuffer());
+async function through(data: Uint8Array<ArrayBuffer> | Blob | Response, stream: CompressionStream | DecompressionStream): Promise<Uint8Array<ArrayBuffer>> {
+  const source = data instanceof Response ? data.body! : (data instanceof Blob ? data : new Blob([data])).stream();
+  return new Uint8Array(await new Response(source.pipeThrough(stream)).arrayBuffer());
 }
 
 /** Calls `each(i, j, k)` for every voxel of a packed mask. Throws where the box does not lie in the grid or the bits do not fill it. */
@@ -74,7 +75,7 @@ export function labelsOf(file: Uint8Array<ArrayBuffer>, grid: Grid): Voxels {
     for (let n = 0; n < out.length; n++) out[n] = flat[n]; // (column, row) with columns fastest is (row, column) in C order
     return out;
   }
-  for (let k = 0, n = 0; k < c; k++) for (let j = 0; j < b; j++) for (let i = 0; i < a; i++, n++) out[(i * b + j) * c + k] = flat[n];
+  for (let k = 0, n = 0; k < c; k++) for (let j = 0; j < b; j++) for (let i = 0; i < a; i++, n++) if (flat[n]) out[(i * b + j) * c + k] = flat[n];
   return out;
 }
 

@@ -51,8 +51,13 @@ export class Mask {
   private repaint(): void {
     const [a, b, c] = this.grid.shape;
     const { start, step } = this.steps;
+    this.picture.fill(0);
     for (let i = 0, n = 0; i < a; i++)
-      for (let j = 0; j < b; j++) for (let k = 0, at = start + i * step[0] + j * step[1]; k < c; k++, n++, at += step[2]) this.picture[at] = this.slots[this.voxels[n]];
+      for (let j = 0; j < b; j++)
+        for (let k = 0, at = start + i * step[0] + j * step[1]; k < c; k++, n++, at += step[2]) {
+          const value = this.voxels[n];
+          if (value) this.picture[at] = this.slots[value]; // most is background, and the picture's order is another
+        }
     this.dirty = { low: [0, 0, 0], high: this.layout.sides.map((s) => s - 1) as Vec3 };
   }
 

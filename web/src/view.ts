@@ -1,9 +1,9 @@
 // NiiVue behind a small surface: load an image, show the mask as NiiVue's drawing, say which voxel a pixel shows.
 
 import { DRAG_MODE, MULTIPLANAR_TYPE, NVImage, Niivue, SHOW_RENDER, SLICE_TYPE } from "@niivue/niivue";
-import { withoutGradients } from "./gradients";
 import { type Axis, fromFraction, type Grid, indexToScreen, isLarge, type Layout, screenToIndex, type Tile, tileOf, toFraction, type Vec3 } from "./geometry";
 import type { Dirty, Mask } from "./mask";
+import { thrifty } from "./thrift";
 
 export type Plane = "all" | "axial" | "coronal" | "sagittal" | "render";
 export const PLANES: readonly Plane[] = ["all", "axial", "coronal", "sagittal", "render"];
@@ -103,7 +103,7 @@ export class View {
 
   async start(): Promise<void> {
     await this.nv.attachToCanvas(this.canvas, true);
-    withoutGradients(this.nv);
+    thrifty(this.nv, (image) => this.software && image.hdr?.datatypeCode !== RGB && this.grid !== null && isLarge(this.grid));
     const { gl } = this.nv;
     const named = gl.getExtension("WEBGL_debug_renderer_info");
     this.software = /swiftshader|llvmpipe|software|basic render/i.test(String(gl.getParameter(named?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER)));
@@ -152,10 +152,11 @@ export class View {
       rightButton: DRAG_MODE.windowing,
       centerButton: DRAG_MODE.pan,
     });
-    nv.addVolume(image);
     this.grid = grid;
     this.layout = layout;
-    nv.createEmptyDrawing();
+    nv.addVolume(image);
+    nv.drawBitmap = null;
+    nv.drawTexture = nv.r8Tex(nv.drawTexture, DRAW_UNIT, [3, ...layout.sides]); // empty; NiiVue's own would keep three copies of it
     nv.scene.pan2Dxyzmm = new Float32Array([0, 0, 0, 1]);
     nv.scene.crosshairPos = new Float32Array(toFraction(layout, grid.shape.map((n) => Math.floor(n / 2)) as Vec3));
     this.setPlane(this.flat ? "axial" : this.plane);
