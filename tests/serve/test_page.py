@@ -167,7 +167,7 @@ def test_a_volume_from_the_link_to_the_export(browser, opened):
     assert desk.project.entry("c1").status == "done"
     page.click("#export")
     page.click("#export-go")
-    page.until("vesalius.jobs.some(j => j.kind == 'export' && j.state == 'done')")
+    page.until("vesalius.jobs.list.some(j => j.kind == 'export' && j.state == 'done')")
     for _ in range(100):
         files = [f for f in page.downloads.glob("*.zip")]
         if files:
@@ -287,7 +287,7 @@ def test_what_is_laid_over_the_picture(browser, opened):
     mask_at, doubt_at = spots(page, (9, 10, 0), (17, 30, 0))
     assert coloured(page, mask_at) and not coloured(page, doubt_at)
     page.key("u")
-    page.until("vesalius.doubt")
+    page.until("vesalius.overlay.doubt")
     assert coloured(page, doubt_at) and not coloured(page, mask_at)
     page.key("Escape")
     assert coloured(page, mask_at) and not coloured(page, doubt_at)
@@ -298,13 +298,13 @@ def test_what_is_laid_over_the_picture(browser, opened):
     saved(page)
     drawn = "!document.querySelector('canvas.ink').hidden"
     page.until(drawn)
-    page.value("vesalius.compare(vesalius.current.record.versions[0].id, vesalius.current.saver.head)")
-    page.until("vesalius.comparison?.rows.length == 1")
+    page.value("vesalius.overlay.compare(vesalius.current.record.versions[0].id, vesalius.current.saver.head)")
+    page.until("vesalius.overlay.comparison?.rows.length == 1")
     assert coloured(page, mask_at) and coloured(page, doubt_at)
     page.until(f"!({drawn})")
     page.key("Escape")
     page.until(drawn)
-    assert page.value("vesalius.comparison") is None and coloured(page, mask_at)
+    assert page.value("vesalius.overlay.comparison") is None and coloured(page, mask_at)
     assert page.errors == []
 
 
@@ -350,12 +350,12 @@ def test_a_full_disk(browser, opened, monkeypatch):
         page.drag(spots(page, (10, 12, 0), (10, 20, 0)))
         page.until("vesalius.current.saver.state.kind == 'kept' && document.querySelector('#save').textContent.includes('Kept here')")
         assert "full" in page.value("vesalius.current.saver.state.why")
-        page.until("vesalius.drafts.size == 1")
+        page.until("vesalius.saving.drafts.size == 1")
         assert desk.project.entry("c1").head is None
     drawn = shown(page, PICTURE.shape)
     saved(page)  # by itself: the page tries again
     assert drawn.any() and np.array_equal(desk.mask(), drawn)
-    page.until("vesalius.drafts.size == 0")
+    page.until("vesalius.saving.drafts.size == 0")
     assert page.errors == []
 
 
@@ -371,7 +371,7 @@ def test_two_people_on_one_case(browser, opened):
     page.until("document.querySelector('[data-notice=conflict]')")
     assert len(desk.project.entry("c1").versions) == 2 and desk.project.entry("c1").head == other.id
     page.value("[...document.querySelectorAll('[data-notice=conflict] button')].find(b => b.textContent == 'Compare both').click()")
-    page.until("vesalius.comparison?.rows.length == 1")
+    page.until("vesalius.overlay.comparison?.rows.length == 1")
     page.value("[...document.querySelectorAll('[data-notice=conflict] button')].find(b => b.textContent == 'Go on with mine').click()")
     page.until("vesalius.current.saver.state.kind == 'saved'")
     assert np.array_equal(desk.mask(), shown(page, PICTURE.shape)) and desk.mask()[10, 16]
@@ -394,7 +394,7 @@ def test_a_server_that_goes_away(browser, opened):
     desk.start()
     saved(page)
     assert np.array_equal(desk.mask(), drawn)
-    page.until("vesalius.online")
+    page.until("vesalius.teller.online")
     page.key("c")
     page.drag(spots(page, (5, 33, 0)))  # the new server never knew the session
     page.until("vesalius.current.prompter.prompts == 2")
@@ -404,7 +404,7 @@ def test_a_server_that_goes_away(browser, opened):
     desk.stop()
     page.key("d")
     page.drag(spots(page, (20, 5, 0), (20, 10, 0)))
-    page.until("vesalius.drafts.size == 1")
+    page.until("vesalius.saving.drafts.size == 1")
     drawn = shown(page, PICTURE.shape)
     time.sleep(0.5)
     page.go("about:blank")
@@ -413,7 +413,7 @@ def test_a_server_that_goes_away(browser, opened):
     page.until("document.querySelector('[data-notice=draft]')")
     assert not np.array_equal(shown(page, PICTURE.shape), drawn)
     page.value("document.querySelector('[data-notice=draft] button').click()")
-    page.until("vesalius.current.saver.state.kind == 'saved' && vesalius.drafts.size == 0")
+    page.until("vesalius.current.saver.state.kind == 'saved' && vesalius.saving.drafts.size == 0")
     assert np.array_equal(desk.mask(), drawn)
 
 

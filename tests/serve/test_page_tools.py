@@ -110,7 +110,7 @@ def test_a_mask_carried_on_a_comment_and_the_next_case(browser, opened):
 
     page.value("document.activeElement.blur()")
     page.key("g")
-    page.until("vesalius.toast?.text.includes('Mark it done')")
+    page.until("vesalius.teller.toast?.text.includes('Mark it done')")
     page.key("#", code="Digit3", shift=True)
     page.until("document.querySelector('.status .done').getAttribute('aria-pressed') == 'true'")
     page.key("g")
@@ -142,7 +142,7 @@ def test_labels_that_others_change_too(browser, opened):
     desk.project.set_labels([*theirs, {"name": "vessel", "value": 3, "color": "#0000ff"}])  # and nobody tells the page
     page.click("#add-label")
     page.until(f"{names} == 'lesion,cyst,vessel,label 4' && document.querySelector('.rename')")
-    assert "your change in it" in page.value("vesalius.toast.text") and page.value("vesalius.label") == 4
+    assert "your change in it" in page.value("vesalius.teller.toast.text") and page.value("vesalius.label") == 4
     page.key("Escape")
     page.value("[...document.querySelectorAll('.label.active button')].find(b => b.textContent == 'Remove').click()")
     page.until(f"{names} == 'lesion,cyst,vessel' && vesalius.label == 1")
@@ -150,14 +150,14 @@ def test_labels_that_others_change_too(browser, opened):
 
     page.key("x")
     page.drag(spots(page, (15, 30, 0)))  # nothing is there to take away from
-    page.until("vesalius.toast?.text.includes('Draw a box around it first')")
+    page.until("vesalius.teller.toast?.text.includes('Draw a box around it first')")
     page.key("d")
     page.drag(spots(page, (10, 12, 0), (10, 20, 0)))
     page.value("vesalius.removeLabel(vesalius.project.labels[0])")
-    page.until("vesalius.toast?.text.includes('is drawn in this case')")
+    page.until("vesalius.teller.toast?.text.includes('is drawn in this case')")
     saved(page)
     page.value("vesalius.removeLabel(vesalius.project.labels[1])")
-    page.until("vesalius.toast?.text.includes('labels of saved masks cannot be removed')")
+    page.until("vesalius.teller.toast?.text.includes('labels of saved masks cannot be removed')")
     assert page.errors == []
 
 
@@ -202,7 +202,7 @@ def test_labels_of_the_data_set_and_of_files(browser, tmp_path):
         page.until("!vesalius.current.saver.unsaved && vesalius.current.saver.state.kind == 'saved'")
         assert np.array_equal(shown(page, VOLUME.shape), other) and np.array_equal(desk.mask(), other)
         page.upload("#mask-file", folder / "t2" / "0.nii.gz")
-        page.until("vesalius.toast?.bad")
+        page.until("vesalius.teller.toast?.bad")
         assert np.array_equal(desk.mask(), other)
 
         page.key("j")
@@ -229,7 +229,7 @@ def test_every_format(browser, opened):
         page.click("#export")
         page.value(f"document.querySelector('dialog input[value={name}]').click()")
         page.click("#export-go")
-        page.until(f"vesalius.jobs.filter(j => j.kind == 'export' && j.state == 'done').length == {k}")
+        page.until(f"vesalius.jobs.list.filter(j => j.kind == 'export' && j.state == 'done').length == {k}")
         for _ in range(100):
             if files := list(page.downloads.glob("*.zip")):
                 break
@@ -248,10 +248,10 @@ def test_signed_out_and_in_again(browser, opened):
     page.until("document.querySelector('[data-notice=signin]')")
     page.key("d")
     page.drag(spots(page, (10, 12, 0), (10, 20, 0)))
-    page.until("vesalius.current.saver.state.kind == 'kept' && vesalius.drafts.size == 1")
+    page.until("vesalius.current.saver.state.kind == 'kept' && vesalius.saving.drafts.size == 1")
     assert desk.mask() is None and not page.value("!!document.querySelector('[data-notice=offline]')")
     page.value(f"fetch('/open?token={OTHER.replace(' ', '%20')}')")  # the new link, in another tab
-    page.until("!document.querySelector('[data-notice=signin]') && vesalius.online")
+    page.until("!document.querySelector('[data-notice=signin]') && vesalius.teller.online")
     saved(page)
     assert np.array_equal(desk.mask(), shown(page, PICTURE.shape)) and desk.mask().any()
     page.until("vesalius.people.length == 1")
@@ -267,11 +267,11 @@ def test_drafts_of_another_project_at_the_same_address(browser, opened, tmp_path
     desk.stop()
     page.key("d")
     page.drag(spots(page, (10, 12, 0), (10, 20, 0)))
-    page.until("vesalius.drafts.size == 1")
+    page.until("vesalius.saving.drafts.size == 1")
     (tmp_path / "other").mkdir()
     mine, desk.project = desk.project, project_of(tmp_path / "other", 2)
     desk.start()
-    page.until("vesalius.notices.some(n => n.text.includes('Another project'))")
+    page.until("vesalius.teller.notices.some(n => n.text.includes('Another project'))")
     page.value("vesalius.current.saver.flush()")
     assert page.value("vesalius.current.saver.unsaved") and not desk.project.entry("c1").versions
     desk.stop()
@@ -282,13 +282,13 @@ def test_drafts_of_another_project_at_the_same_address(browser, opened, tmp_path
 
     desk.stop()
     page.drag(spots(page, (14, 12, 0), (14, 20, 0)))
-    page.until("vesalius.drafts.size == 1")
+    page.until("vesalius.saving.drafts.size == 1")
     page.go("about:blank")
     desk.project = theirs
     desk.start()
     enter(page, desk, model=None)
-    assert page.value("vesalius.drafts.size") == 1 and not page.value("!!document.querySelector('[data-notice=draft]')")
-    assert page.value("vesalius.cases.some(c => vesalius.hasDraft(c))") is False
+    assert page.value("vesalius.saving.drafts.size") == 1 and not page.value("!!document.querySelector('[data-notice=draft]')")
+    assert page.value("vesalius.cases.some(c => vesalius.saving.hasDraft(c))") is False
 
 
 def test_a_large_volume_is_first_seen_coarsely(browser, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-// The server's REST interface (src/vesalius/serve/app.py), typed. Every failure is an `ApiError`; status 0 is a server that cannot be reached.
+// The server's REST interface (src/vesalius/serve/rest_*.py), typed. Every failure is an `ApiError`; status 0 is a server that cannot be reached.
 
 import type { Packed } from "./codec";
 import type { Vec3 } from "./geometry";

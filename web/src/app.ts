@@ -1,18 +1,23 @@
 // The page's state and what can be done with it. Panels read it and call it; it tells them with `changed` when to look again.
 
-import { Api, ApiError, type Case, type Compared, type Job, type Label, type Measure, type Model, type Project, type Prompt, type Status, type Summary } from "./api";
-import { bodyOf, gunzip, labelsOf, type Voxels } from "./codec";
-import { draftKeys, draftOf, dropDraft, keepDraft, keyOf } from "./drafts";
+import { Api, ApiError, type Case, type Job, type Label, type Measure, type Model, type Project, type Prompt, type Status, type Summary } from "./api";
+import { gunzip, labelsOf, type Voxels } from "./codec";
 import { Events } from "./events";
 import { boxPrompt, deepened, everyNth, gridOf, isLarge, layoutOf, offsetOf, sliceOf, toWorld, type Grid, type Layout, type Vec3 } from "./geometry";
+import { Jobs } from "./jobs";
 import { removed, saveLabels, type Wish } from "./labels";
 import { brush, type Edit, History, Mask, polygon } from "./mask";
-import { carrierOf } from "./models";
+import { Overlay } from "./overlay";
 import { Prompter, tryInstead } from "./prompter";
 import { Provenance } from "./provenance";
-import { Saver, type SaveState } from "./saver";
+import { Remote } from "./remote";
+import { Saver } from "./saver";
+import { Saving } from "./saving";
+import { keepSettings, keptSettings, type Settings } from "./settings";
 import type { Host, Place, Tool } from "./stage";
-import { type Picture, PLANES, type Plane, type Range, View } from "./view";
+import { ANOTHER, Teller } from "./teller";
+import { type Picture, PLANES, type Plane, View } from "./view";
+import { presetsOf, windowOf } from "./windows";
 
 export interface Open {
   record: Case;
@@ -28,72 +33,20 @@ export interface Open {
   mine: Set<string>;
 }
 
-export interface Notice {
-  id: string;
-  tone: "info" | "warn" | "bad";
-  text: string;
-  actions: { text: string; run: () => void }[];
-}
-
-export interface Comparison {
-  a: string;
-  b: string;
-  rows: Compared[];
-}
-
-export interface Settings {
-  user: string;
-  model: string;
-  /** The model that was listed first when `model` was chosen. */
-  first: string;
-  opacity: number;
-  radius: number;
-  keepOthers: boolean;
-  smooth: boolean;
-  plane: Plane;
-  strategy: "order" | "uncertainty" | "diversity";
-}
-
-export const PRESETS: Record<string, [number, number] | "auto" | "full"> = {
-  Auto: "auto",
-  "Full range": "full",
-  "CT soft tissue": [-160, 240],
-  "CT liver": [-20, 180],
-  "CT lung": [-1350, 150],
-  "CT bone": [-500, 1300],
-  "CT brain": [0, 80],
-};
-
-/** Presets in Hounsfield units only where the values look like them. */
-function presetsOf(range: Range | null): string[] {
-  const hounsfield = range !== null && range.full[0] <= -200 && range.full[1] > 100;
-  return Object.keys(PRESETS).filter((name) => hounsfield || !name.startsWith("CT"));
-}
-
-function windowOf(name: string, range: Range | null): [number, number] | null {
-  const preset = PRESETS[name];
-  if (!range || !preset) return null;
-  return preset === "auto" ? range.robust : preset === "full" ? range.full : preset;
-}
-
-/** A version that the server made; `conflict`: it stands beside one that was saved meanwhile. */
-interface Made {
-  version: string;
-  conflict?: boolean;
-}
-
-function beside(error: unknown): Made {
-  if (error instanceof ApiError && error.status === 409 && error.body.yours) return { version: String(error.body.yours), conflict: true };
-  throw error;
-}
-
-const KEPT = "vesalius";
-const SIGNED_OUT = [401, 429]; // 429: too many asked without the token
-const ANOTHER = 410; // of the page's own: another project is served here
-
 export class App implements Host {
   readonly api = new Api();
   readonly view = new View(document.createElement("canvas"));
+  readonly teller = new Teller(
+    () => this.changed(),
+    () => {
+      void this.refresh();
+      if (this.current?.saver.unsaved) void this.current.saver.flush();
+    },
+  );
+  readonly jobs = new Jobs(this.api, this.teller, () => this.changed());
+  readonly overlay = new Overlay(this);
+  readonly remote = new Remote(this);
+  readonly saving = new Saving(this);
   project!: Project;
   cases: Summary[] = [];
   current: Open | null = null;
@@ -103,17 +56,10 @@ export class App implements Host {
   preset = "Auto";
   channel = "";
   visible = true;
-  jobs: Job[] = [];
-  notices: Notice[] = [];
-  toast: { text: string; bad: boolean } | null = null;
-  comparison: Comparison | null = null;
-  doubt = false; // the model's uncertainty is shown instead of the mask
   people: string[] = [];
-  online = true;
   hoverText = "";
   lastAnswer = "";
-  drafts = new Set<string>();
-  settings: Settings = { user: "", model: "", first: "", opacity: 0.4, radius: 4, keepOthers: false, smooth: true, plane: "all", strategy: "order" };
+  settings = keptSettings();
   /** Counts what the case list shows: cases and drafts. */
   stamp = 0;
   changed: () => void = () => undefined;
@@ -122,15 +68,13 @@ export class App implements Host {
   private edit: Edit | null = null;
   private opening = 0;
   private rereads = 0;
-  private toastTimer: ReturnType<typeof setTimeout> | undefined;
-  private followers = new Map<string, (job: Job) => void>();
   private polls = 0;
   private readonly events = new Events({
     user: () => this.settings.user,
     opened: () => void this.refresh(),
-    lost: () => this.setOnline(false),
+    lost: () => this.teller.setOnline(false),
     on: {
-      job: (job: Job) => this.jobChanged(job),
+      job: (job: Job) => this.jobs.heard(job),
       presence: ({ users }: { users: string[] }) => {
         this.people = users;
         this.changed();
@@ -139,18 +83,13 @@ export class App implements Host {
       labels: () => void this.refresh(),
       version: ({ case: id, version, user }: { case: string; version: string; user: string }) => {
         void this.refresh();
-        if (this.current?.record.id === id) setTimeout(() => this.others(id, version, user), 800);
+        if (this.current?.record.id === id) setTimeout(() => this.remote.others(id, version, user), 800);
       },
     },
   });
 
   // --------------------------------------------------------------------------------------------------------------------- starting
   async start(): Promise<void> {
-    try {
-      Object.assign(this.settings, JSON.parse(localStorage.getItem(KEPT) ?? "{}"));
-    } catch {
-      // a browser that keeps nothing, or something else under our name: the defaults
-    }
     this.api.user = this.settings.user;
     this.view.plane = PLANES.includes(this.settings.plane) ? this.settings.plane : "all";
     await this.view.start();
@@ -161,7 +100,7 @@ export class App implements Host {
     document.title = `${this.project.name} - Vesalius`;
     this.cases = await this.api.cases();
     this.stamp++;
-    this.drafts = new Set(await draftKeys().catch(() => []));
+    await this.saving.start();
     const first = this.promptable[0]?.id ?? ""; // the server lists first what it was started with
     if (first !== this.settings.first || !this.assistants.some((m) => m.id === this.settings.model)) this.keep({ model: first, first });
     this.events.listen();
@@ -201,75 +140,8 @@ export class App implements Host {
 
   keep(change: Partial<Settings>): void {
     Object.assign(this.settings, change);
-    try {
-      localStorage.setItem(KEPT, JSON.stringify(this.settings));
-    } catch {
-      // nothing is kept then
-    }
+    keepSettings(this.settings);
     this.changed();
-  }
-
-  // ----------------------------------------------------------------------------------------------------------------- telling people
-  say(text: string, bad = false): void {
-    this.toast = { text, bad };
-    clearTimeout(this.toastTimer);
-    this.toastTimer = setTimeout(() => {
-      this.toast = null;
-      this.changed();
-    }, bad ? 9000 : 3500);
-    this.changed();
-  }
-
-  wrong(error: unknown): void {
-    if (error instanceof ApiError && error.status === ANOTHER) {
-      this.online = false;
-      this.notice({ id: "offline", tone: "bad", text: error.message, actions: [] });
-    } else if (error instanceof ApiError && SIGNED_OUT.includes(error.status)) {
-      this.online = false; // it is asked now and then, until the person has signed in again
-      this.dismiss("offline");
-      this.notice({ id: "signin", tone: "bad", text: "You are signed out. Open the link that the server printed when it was started; nothing that you drew is lost.", actions: [] });
-    } else if (error instanceof ApiError && error.status === 0) this.setOnline(false);
-    else this.say((error as Error).message ?? String(error), true);
-  }
-
-  notice(notice: Notice): void {
-    this.notices = [...this.notices.filter((n) => n.id !== notice.id), notice];
-    this.changed();
-  }
-
-  dismiss(id: string): void {
-    this.notices = this.notices.filter((n) => n.id !== id);
-    this.changed();
-  }
-
-  private setOnline(online: boolean): void {
-    if (online === this.online) return;
-    this.online = online;
-    if (online) {
-      this.notices = this.notices.filter((n) => !["offline", "signin"].includes(n.id));
-      void this.refresh();
-      if (this.current?.saver.unsaved) void this.current.saver.flush();
-    } else {
-      this.notice({ id: "offline", tone: "warn", text: "The server cannot be reached. You can go on drawing: it is kept in this page and saved when the server is back.", actions: [] });
-    }
-  }
-
-  /** Throws where another project is served at this address by now: nothing of this page belongs there. */
-  private same(project: Project): Project {
-    if (project.id === this.project.id) return project;
-    throw new ApiError(ANOTHER, "Another project is served at this address now. What is not saved is kept in this browser until this one is opened again.");
-  }
-
-  /** Run something that asks the server; what goes wrong is said. */
-  async attempt<T>(work: () => Promise<T>): Promise<T | undefined> {
-    try {
-      const done = await work();
-      this.setOnline(true);
-      return done;
-    } catch (error) {
-      this.wrong(error);
-      return undefined;
-    }
   }
 
   // ------------------------------------------------------------------------------------------------------------------------- events
@@ -280,58 +152,29 @@ export class App implements Host {
     this.events.listen();
   }
 
-  /** Somebody, or a job, saved a version of the case that is open here. */
-  private others(id: string, version: string, user: string): void {
-    const open = this.current;
-    if (!open || open.record.id !== id || open.mine.has(version) || open.saver.head === version || open.saver.state.kind === "conflict") return;
-    void this.reread();
-    this.notice({
-      id: "others",
-      tone: "info",
-      text: `${user || "Someone"} saved another version of this case.`,
-      actions: [
-        { text: "Show theirs", run: () => void this.take(version) },
-        { text: "Stay", run: () => this.dismiss("others") },
-      ],
-    });
-  }
-
-  /** Jobs are told by events; where those do not come, they are asked for. */
+  /** What no event may tell: whether the server is back, and how its jobs go. */
   private async poll(): Promise<void> {
-    if (!this.online) {
-      const signedOut = this.notices.some((n) => n.id === "signin");
-      if (!signedOut || ++this.polls % 3 === 0) await this.attempt(async () => this.same(await this.api.project())); // a server counts those who ask without a token
-    }
-    if (this.online) this.events.again();
-    if (this.online && this.jobs.some((j) => j.state === "queued" || j.state === "running")) await this.attempt(async () => (await this.api.jobs()).forEach((job) => this.jobChanged(job)));
+    const { teller } = this;
+    const patient = teller.signedOut && ++this.polls % 3 !== 0; // a server counts those who ask without a token
+    if (!teller.online && !patient) await teller.attempt(async () => this.same(await this.api.project()));
+    if (!teller.online) return;
+    this.events.again();
+    await this.jobs.poll();
   }
 
-  private jobChanged(job: Job): void {
-    const before = this.jobs.find((j) => j.id === job.id);
-    this.jobs = before ? this.jobs.map((j) => (j.id === job.id ? job : j)) : [job, ...this.jobs];
-    if (!["queued", "running"].includes(job.state)) {
-      const follow = this.followers.get(job.id);
-      if (follow) {
-        this.followers.delete(job.id);
-        follow(job);
-      }
-    }
-    this.changed();
-  }
-
-  /** The job when it is over. */
-  private async follow(id: string): Promise<Job> {
-    const over = new Promise<Job>((resolve) => this.followers.set(id, resolve));
-    await this.attempt(async () => this.jobChanged(await this.api.job(id)));
-    return over;
+  /** Throws where another project is served at this address by now: nothing of this page belongs there. */
+  same(project: Project): Project {
+    if (project.id === this.project.id) return project;
+    throw new ApiError(ANOTHER, "Another project is served at this address now. What is not saved is kept in this browser until this one is opened again.");
   }
 
   async refresh(): Promise<void> {
-    await this.attempt(async () => {
+    await this.teller.attempt(async () => {
       const labels = JSON.stringify(this.project.labels);
-      const [project, ...rest] = await Promise.all([this.api.project(), this.api.cases(), this.api.jobs()]);
+      const [project, cases, jobs] = await Promise.all([this.api.project(), this.api.cases(), this.api.jobs()]);
       this.project = this.same(project);
-      [this.cases, this.jobs] = rest;
+      this.cases = cases;
+      this.jobs.heardAll(jobs);
       this.stamp++;
       if (JSON.stringify(this.project.labels) !== labels) this.showLabels();
     });
@@ -343,11 +186,23 @@ export class App implements Host {
     const open = this.current;
     if (!open) return;
     const turn = ++this.rereads;
-    await this.attempt(async () => {
+    await this.teller.attempt(async () => {
       const record = await this.api.case(open.record.id);
       if (this.current === open && turn === this.rereads) open.record = record;
     });
     this.changed();
+  }
+
+  async measure(): Promise<void> {
+    const open = this.current;
+    const version = open?.saver.head;
+    if (!open || !version) return;
+    const rows = await this.api.measure(open.record.id, version).catch(() => null);
+    if (rows && this.current === open) {
+      open.measures = rows;
+      open.measured = version;
+      this.changed();
+    }
   }
 
   // -------------------------------------------------------------------------------------------------------------------------- cases
@@ -356,7 +211,7 @@ export class App implements Host {
     await this.leave();
     if (turn !== this.opening) return;
     this.loading = "Loading";
-    this.notices = this.notices.filter((n) => ["offline", "signin"].includes(n.id));
+    this.teller.dismissCase();
     this.changed();
     try {
       const record = await this.api.case(id);
@@ -368,7 +223,7 @@ export class App implements Host {
       const [picture, saved, draft] = await Promise.all([
         this.picture(id, channel, grid, layout),
         record.latest ? this.api.label(id, record.latest).then(gunzip) : null,
-        draftOf(keyOf(this.project, record)).catch(() => null),
+        this.saving.draft(record),
       ]);
       if (turn !== this.opening) return;
       this.channel = channel;
@@ -377,23 +232,23 @@ export class App implements Host {
       mask.setSlots(this.project.labels.map((l) => l.value));
       this.show(picture, grid, layout, mask, this.preset);
       const origin = new Provenance();
-      const saver = new Saver<Voxels>(this.desk(record, grid, mask, origin), record.latest);
+      const saver = new Saver<Voxels>(this.saving.desk(record, grid, mask, origin), record.latest);
       this.current = { record, grid, layout, mask, saver, history: new History(), prompter: null, measures: [], measured: null, origin, mine: new Set() };
       this.loading = "";
       this.startPrompter();
-      if (draft) this.offer(draft);
+      if (draft) this.saving.offer(draft);
       void this.measure();
     } catch (error) {
       if (turn !== this.opening) return;
       this.loading = "";
       this.view.clear();
-      this.notice({
+      this.teller.notice({
         id: "open",
         tone: "bad",
         text: `This case cannot be shown. ${(error as Error).message}`,
         actions: [{ text: "Try again", run: () => void this.open(id) }],
       });
-      if (error instanceof ApiError && [0, 401].includes(error.status)) this.wrong(error);
+      if (error instanceof ApiError && [0, 401].includes(error.status)) this.teller.wrong(error);
     }
     this.changed();
   }
@@ -424,7 +279,7 @@ export class App implements Host {
       this.view.setColours(this.project.labels.map((l) => l.color));
       this.view.show(picture, grid, layout, windowOf(name, picture.range));
       if (mask) this.view.setMask(mask);
-      this.view.setOpacity(this.visible ? this.settings.opacity : 0);
+      this.view.setOpacity(this.opacity);
       this.view.setSmooth(this.settings.smooth);
     });
     if (mask) this.preset = name;
@@ -434,8 +289,8 @@ export class App implements Host {
   async setChannel(channel: string): Promise<void> {
     const open = this.current;
     if (!open || channel === this.channel) return;
-    this.stopComparing();
-    await this.attempt(async () => {
+    this.overlay.stop();
+    await this.teller.attempt(async () => {
       const picture = await this.picture(open.record.id, channel, open.grid, open.layout);
       if (this.current !== open) return;
       const place = this.view.place;
@@ -446,121 +301,12 @@ export class App implements Host {
     this.changed();
   }
 
-  hasDraft(summary: Summary): boolean {
-    return this.drafts.has(keyOf(this.project, summary));
-  }
-
-  private desk(record: Case, grid: Grid, mask: Mask, origin: Provenance) {
-    const key = keyOf(this.project, record);
-    const mine = () => this.current?.mask === mask;
-    return {
-      copy: () => mask.voxels.slice() as Voxels,
-      put: async (voxels: Voxels, parent: string | null) => {
-        const from = origin.take();
-        try {
-          if (!this.online) this.same(await this.api.project());
-          const { body, headers } = await bodyOf(voxels, grid);
-          const { version } = await this.api.save(record.id, parent, body, headers, from);
-          this.setOnline(true);
-          if (mine()) this.current!.mine.add(version);
-          return version;
-        } catch (error) {
-          origin.giveBack(from);
-          throw error;
-        }
-      },
-      keep: async (voxels: Voxels, parent: string | null) => {
-        await keepDraft(key, voxels, parent);
-        this.drafts.add(key);
-        this.stamp++;
-      },
-      drop: async () => {
-        await dropDraft(key);
-        this.drafts.delete(key);
-        this.stamp++;
-      },
-      changed: (state: SaveState) => {
-        if (mine()) this.saved(state);
-      },
-    };
-  }
-
-  private saved(state: SaveState): void {
-    const open = this.current!;
-    if (state.kind === "saved") {
-      void this.reread().then(() => this.measure());
-      void this.refresh();
-    } else if (state.kind === "kept") {
-      if (SIGNED_OUT.includes(state.status)) this.wrong(new ApiError(state.status, state.why));
-      else if (state.status !== 0) this.notice({ id: "kept", tone: "bad", text: `Not saved on the server, kept in this page: ${state.why} It is tried again by itself.`, actions: [{ text: "Try now", run: () => void open.saver.flush() }] });
-      else this.setOnline(false);
-    } else if (state.kind === "refused" && state.status === ANOTHER) {
-      this.wrong(new ApiError(ANOTHER, state.why));
-    } else if (state.kind === "refused") {
-      this.notice({ id: "kept", tone: "bad", text: `The server does not take this mask; it is kept in this page. ${state.why}`, actions: [{ text: "Try now", run: () => void open.saver.flush() }] });
-    } else if (state.kind === "conflict") {
-      open.mine.add(state.mine);
-      void this.reread();
-      this.notice({
-        id: "conflict",
-        tone: "bad",
-        text: "Someone saved another version of this case while you worked on it. Both are kept. Which one goes on?",
-        actions: [
-          { text: "Compare both", run: () => void this.compare(state.theirs, state.mine) },
-          { text: "Go on with mine", run: () => void this.insist() },
-          { text: "Go on with theirs", run: () => void this.take(state.theirs) },
-        ],
-      });
-    }
-    if (state.kind === "saved") this.notices = this.notices.filter((n) => n.id !== "kept");
-    this.changed();
-  }
-
-  private async insist(): Promise<void> {
-    this.stopComparing();
-    this.dismiss("conflict");
-    await this.current?.saver.insist();
-  }
-
-  private offer(draft: { voxels: Voxels; parent: string | null; at: number }): void {
-    const open = this.current!;
-    const when = new Date(draft.at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-    this.notice({
-      id: "draft",
-      tone: "warn",
-      text: `There are edits of ${when} in this browser that were not saved.`,
-      actions: [
-        {
-          text: "Bring them back",
-          run: () => {
-            if (this.current !== open) return this.dismiss("draft");
-            try {
-              this.change((edit) => edit.replace(draft.voxels));
-            } catch (error) {
-              return this.wrong(error);
-            }
-            this.dismiss("draft");
-            open.saver.head = draft.parent ?? null;
-            if (!open.saver.unsaved) open.saver.touch();
-          },
-        },
-        {
-          text: "Discard",
-          run: () => {
-            this.dismiss("draft");
-            void open.saver.adopt(open.saver.head);
-          },
-        },
-      ],
-    });
-  }
-
   /** Save and put away what is open. */
   private async leave(): Promise<void> {
     const open = this.current;
     if (!open) return;
-    this.stopComparing();
-    this.finishStroke();
+    this.overlay.stop();
+    this.strokeEnd();
     await open.saver.flush();
     await open.saver.close();
     open.prompter?.end();
@@ -576,11 +322,11 @@ export class App implements Host {
 
   /** The case that is most worth the work. */
   async next(): Promise<void> {
-    await this.attempt(async () => {
+    await this.teller.attempt(async () => {
       await this.current?.saver.flush();
       const { case: id } = await this.api.next(this.settings.strategy);
-      if (!id) this.say("Every case is done.");
-      else if (id === this.current?.record.id) this.say("This is the case to do next. Mark it done to go on.");
+      if (!id) this.teller.say("Every case is done.");
+      else if (id === this.current?.record.id) this.teller.say("This is the case to do next. Mark it done to go on.");
       else await this.open(id);
     });
   }
@@ -588,7 +334,7 @@ export class App implements Host {
   async setStatus(status: Status): Promise<void> {
     const open = this.current;
     if (!open) return;
-    await this.attempt(async () => {
+    await this.teller.attempt(async () => {
       await open.saver.flush();
       await this.api.status(open.record.id, status);
       await this.reread();
@@ -599,7 +345,7 @@ export class App implements Host {
   async comment(text: string): Promise<void> {
     const open = this.current;
     if (!open || !text.trim()) return;
-    await this.attempt(async () => {
+    await this.teller.attempt(async () => {
       await this.api.comment(open.record.id, text);
       await this.reread();
     });
@@ -608,11 +354,11 @@ export class App implements Host {
   // ------------------------------------------------------------------------------------------------------------------------- labels
   /** What is wished is done to the table of labels, also where somebody else changed it meanwhile. */
   async setLabels(wish: Wish): Promise<boolean> {
-    const saved = await this.attempt(() => saveLabels(this.api, this.project, wish));
+    const saved = await this.teller.attempt(() => saveLabels(this.api, this.project, wish));
     if (saved) {
       Object.assign(this.project, saved.table);
       this.showLabels();
-      if (saved.theirs) this.say(saved.kept ? "Someone else changed the labels too: you see their table with your change in it." : "Someone else changed the labels: you see their table, with which your change clashes.", !saved.kept);
+      if (saved.theirs) this.teller.say(saved.kept ? "Someone else changed the labels too: you see their table with your change in it." : "Someone else changed the labels: you see their table, with which your change clashes.", !saved.kept);
     }
     this.changed();
     return saved?.kept ?? false;
@@ -620,7 +366,7 @@ export class App implements Host {
 
   /** A label that nothing was drawn with. */
   async removeLabel(label: Label): Promise<void> {
-    if (this.current?.mask.voxels.includes(label.value)) this.say(`${label.name} is drawn in this case: rename it, or erase it first.`, true);
+    if (this.current?.mask.voxels.includes(label.value)) this.teller.say(`${label.name} is drawn in this case: rename it, or erase it first.`, true);
     else await this.setLabels(removed(label));
   }
 
@@ -643,7 +389,7 @@ export class App implements Host {
   change(work: (edit: Edit) => void, keepOthers = false): boolean {
     const open = this.current;
     if (!open) return false;
-    this.stopComparing();
+    this.overlay.stop();
     const edit = open.mask.begin(keepOthers);
     work(edit);
     const change = edit.end();
@@ -663,23 +409,23 @@ export class App implements Host {
   undo(): void {
     const open = this.current;
     if (!open || this.edit) return;
-    this.stopComparing();
+    this.overlay.stop();
     if (open.history.undo(open.mask)) this.touched();
-    else this.say("There is nothing to take back.");
+    else this.teller.say("There is nothing to take back.");
   }
 
   redo(): void {
     const open = this.current;
     if (!open || this.edit) return;
     if (open.history.redo(open.mask)) this.touched();
-    else this.say("There is nothing to do again.");
+    else this.teller.say("There is nothing to do again.");
   }
 
   stroke(place: Place, from: Vec3, to: Vec3, erase: boolean, first: boolean): void {
     const open = this.current;
     if (!open) return;
     if (first) {
-      this.stopComparing();
+      this.overlay.stop();
       this.edit = open.mask.begin(this.settings.keepOthers);
       open.prompter?.finish();
     }
@@ -690,10 +436,6 @@ export class App implements Host {
   }
 
   strokeEnd(): void {
-    this.finishStroke();
-  }
-
-  private finishStroke(): void {
     const change = this.edit?.end();
     this.edit = null;
     if (!change || !this.current) return;
@@ -713,7 +455,7 @@ export class App implements Host {
       const sliced = open.grid.dims === 3 && !model.dims.includes(3);
       open.prompter = new Prompter(this.api, open.record.id, model.id, model.kinds, sliced, () => this.ownWindow);
       open.prompter.onState = () => {
-        if (open.prompter?.state === "failed") this.say(open.prompter.error || "The model could not be prepared.", true);
+        if (open.prompter?.state === "failed") this.teller.say(open.prompter.error || "The model could not be prepared.", true);
         this.changed();
       };
       void open.prompter.warm(this.shownSlice());
@@ -722,7 +464,7 @@ export class App implements Host {
   }
 
   /** The window that models of slices look through: the person's, unless that is the usual one. */
-  private get ownWindow(): [number, number] | null {
+  get ownWindow(): [number, number] | null {
     return this.preset === "Auto" ? null : this.view.window;
   }
 
@@ -740,35 +482,35 @@ export class App implements Host {
     const open = this.current;
     const prompter = open?.prompter;
     if (!open || !prompter) {
-      this.say("Choose a model that takes prompts, or draw with the brush.", true);
+      this.teller.say("Choose a model that takes prompts, or draw with the brush.", true);
       return;
     }
     if (!prompter.takes(prompt.kind)) {
-      this.say(`${prompter.model} does not understand a ${prompt.kind}.`, true);
+      this.teller.say(`${prompter.model} does not understand a ${prompt.kind}.`, true);
       return;
     }
-    this.stopComparing();
+    this.overlay.stop();
     this.lastAnswer = "...";
     this.changed();
     try {
       const outcome = await prompter.ask(prompt, place, { mask: open.mask, history: open.history, value: this.label, label: this.active.name, keepOthers: this.settings.keepOthers });
       if (!outcome || this.current !== open) return;
-      this.setOnline(true);
+      this.teller.setOnline(true);
       open.origin.prompted(prompter.model, outcome.session);
       this.lastAnswer = `${Math.round(outcome.seen)} ms${outcome.quality === null || !outcome.voxels ? "" : `, sure to ${Math.round(100 * outcome.quality)} %`}`;
       const notes = outcome.notes.join("; ");
-      if (!outcome.voxels) this.say(notes ? `The model found nothing: ${notes}.` : tryInstead(prompter.kinds, prompter.target?.prompts ?? []));
-      else if (notes) this.say(`The model says: ${notes}.`);
+      if (!outcome.voxels) this.teller.say(notes ? `The model found nothing: ${notes}.` : tryInstead(prompter.kinds, prompter.target?.prompts ?? []));
+      else if (notes) this.teller.say(`The model says: ${notes}.`);
       this.touched();
     } catch (error) {
       this.lastAnswer = "";
-      this.wrong(error);
+      this.teller.wrong(error);
     }
     this.changed();
   }
 
   marks(): readonly Prompt[] {
-    return this.comparison || this.doubt ? [] : (this.current?.prompter?.target?.prompts ?? []);
+    return this.overlay.on ? [] : (this.current?.prompter?.target?.prompts ?? []);
   }
 
   box(place: Place, a: Vec3, b: Vec3): void {
@@ -805,7 +547,7 @@ export class App implements Host {
   finishObject(): void {
     this.current?.prompter?.finish();
     this.view.nv.drawScene();
-    this.say("The next prompt begins another object.");
+    this.teller.say("The next prompt begins another object.");
   }
 
   /** In volumes, the other slices go where something was pointed at. */
@@ -828,251 +570,6 @@ export class App implements Host {
     this.moved();
   }
 
-  // --------------------------------------------------------------------------------------------------------- what the server draws
-  /** A version of the server as a step in the page: it can be taken back. */
-  private async lay(version: string): Promise<void> {
-    const open = this.current;
-    if (!open) return;
-    const voxels = labelsOf(await gunzip(await this.api.label(open.record.id, version)), open.grid);
-    if (this.current !== open) return;
-    const edit = open.mask.begin();
-    edit.replace(voxels);
-    const change = edit.end();
-    if (change) open.history.add({ change });
-    open.prompter?.finish();
-    this.view.refresh();
-  }
-
-  /** Go on from a version. Where it stands beside the newest one, it is saved again on top of that. */
-  async take(version: string): Promise<void> {
-    const open = this.current;
-    if (!open) return;
-    this.stopComparing();
-    await this.attempt(async () => {
-      await this.lay(version);
-      await this.reread();
-      open.origin.take(); // it came from where the version did
-      if (open.record.latest === version) await open.saver.adopt(version);
-      else await open.saver.rebase(open.record.latest);
-      this.notices = this.notices.filter((n) => !["others", "conflict"].includes(n.id));
-      void this.measure();
-    });
-  }
-
-  /** Show an older version again; it becomes the newest by being saved. */
-  async restore(version: string): Promise<void> {
-    const open = this.current;
-    if (!open) return;
-    this.stopComparing();
-    await this.attempt(async () => {
-      await this.lay(version);
-      open.saver.touch();
-    });
-    this.changed();
-  }
-
-  /** Begin with the label that the data set brings, as a step that can be taken back. */
-  async startFromReference(): Promise<void> {
-    const open = this.current;
-    if (!open) return;
-    await this.attempt(async () => {
-      const voxels = labelsOf(await gunzip(await this.api.reference(open.record.id)), open.grid);
-      if (this.current !== open) return;
-      open.prompter?.finish();
-      if (!this.change((edit) => edit.replace(voxels))) this.say("The mask is the data set's label already.");
-    });
-  }
-
-  /** A label map of another program becomes a version, and is shown. */
-  async openFile(file: File): Promise<void> {
-    const body = new Uint8Array(await file.arrayBuffer());
-    await this.remote(`Opening ${file.name}`, (open, head) => this.api.maskFile(open.record.id, file.name, body, head));
-  }
-
-  /** Work of the server that needs the mask to be saved first, and whose result is a new version. */
-  private async remote(name: string, work: (open: Open, head: string | null) => Promise<Made | null>): Promise<void> {
-    const open = this.current;
-    if (!open) return;
-    await this.attempt(async () => {
-      if (!(await open.saver.flush())) throw new Error("This needs the mask to be saved first, which is not possible now.");
-      this.say(`${name}...`);
-      const made = await work(open, open.saver.head).catch((error: unknown) => beside(error));
-      if (!made || this.current !== open) return;
-      open.mine.add(made.version);
-      if (made.conflict || open.saver.unsaved) {
-        this.notice({ id: "others", tone: "info", text: `${name}: done, beside what was drawn meanwhile.`, actions: [{ text: "Show it", run: () => void this.take(made.version) }] });
-        await this.reread();
-      } else {
-        await this.take(made.version);
-        this.say(`${name}: done.`);
-      }
-    });
-  }
-
-  /** Fill the slices between those that the active label was drawn in. */
-  async interpolate(): Promise<void> {
-    if (this.current?.grid.dims !== 3) return this.say("Slices are filled in volumes.", true);
-    const gaps = this.drawn(this.current).map((seen) => (seen.includes(1) ? seen.lastIndexOf(1) - seen.indexOf(1) + 1 - seen.reduce((x, y) => x + y, 0) : 0));
-    const most = Math.max(...gaps);
-    if (!most) return this.say("Draw this label in two slices with some between them first.", true);
-    await this.remote("Filling slices", (open, head) => this.api.interpolate(open.record.id, this.active.name, gaps.indexOf(most), head!));
-  }
-
-  /** For each axis, which of its slices show the active label. */
-  private drawn(open: Open): Uint8Array[] {
-    const seen = open.grid.shape.map((n) => new Uint8Array(n));
-    const [a, b, c] = open.grid.shape;
-    for (let i = 0, n = 0; i < a; i++) for (let j = 0; j < b; j++) for (let k = 0; k < c; k++, n++) if (open.mask.voxels[n] === this.label) seen[0][i] = seen[1][j] = seen[2][k] = 1;
-    return seen;
-  }
-
-  /** Carry the active label on from the slice it was drawn in: the shown one, or else the nearest to it, across the axis with fewest. */
-  async propagate(): Promise<void> {
-    if (this.current?.grid.dims !== 3) return this.say("Masks are carried on in volumes.", true);
-    const model = carrierOf(this.models, this.settings.model);
-    if (!model) return this.say("No model here carries a mask from slice to slice.", true);
-    const seen = this.drawn(this.current);
-    const counts = seen.map((s) => s.reduce((x, y) => x + y, 0));
-    const fewest = Math.min(...counts);
-    if (!fewest) return this.say("Draw this label in a slice first.", true);
-    const axis = counts.indexOf(fewest);
-    const at = this.view.place[axis];
-    const from = [...seen[axis].keys()].filter((n) => seen[axis][n]).reduce((x, y) => (Math.abs(y - at) < Math.abs(x - at) ? y : x));
-    await this.remote("Carrying the mask on", async (open, head) => {
-      const { job } = await this.api.propagate(open.record.id, this.active.name, from, axis, head!, model.id, this.ownWindow);
-      return this.made(await this.follow(job));
-    });
-  }
-
-  async runModel(id: string): Promise<void> {
-    const open = this.current;
-    if (!open) return;
-    await this.attempt(async () => {
-      await open.saver.flush();
-      const { job } = await this.api.run(open.record.id, id);
-      this.say("The model is at work...");
-      const made = this.made(await this.follow(job));
-      if (made && this.current === open) {
-        open.mine.add(made.version);
-        if (!made.conflict && !open.saver.unsaved) await this.take(made.version);
-        else await this.reread();
-      }
-    });
-  }
-
-  private made(job: Job): Made | null {
-    if (job.state === "done" && job.result) return job.result as unknown as Made;
-    if (job.state === "failed") this.say(job.text || "The job failed.", true);
-    return null;
-  }
-
-  async train(method: string, minutes: number): Promise<void> {
-    await this.attempt(async () => {
-      await this.current?.saver.flush();
-      const { job } = await this.api.train(method, minutes);
-      this.say("Training has begun. You can go on working.");
-      const done = await this.follow(job);
-      if (done.state === "done") {
-        await this.refresh();
-        this.say("The new model is ready: run it on a case.");
-      } else if (done.state === "failed") this.say(done.text, true);
-    });
-  }
-
-  async export(format: string, status: Status | null, onlyThis: boolean): Promise<void> {
-    await this.attempt(async () => {
-      await this.current?.saver.flush();
-      const { job } = await this.api.export(format, status, onlyThis && this.current ? [this.current.record.id] : null);
-      const done = await this.follow(job);
-      if (done.state === "done") {
-        this.download(done.id);
-        this.say("The export is ready.");
-      } else if (done.state === "failed") this.say(done.text, true);
-    });
-  }
-
-  download(job: string): void {
-    const link = document.createElement("a");
-    link.href = `/api/jobs/${job}/file`;
-    link.download = "";
-    link.click();
-  }
-
-  async cancel(job: string): Promise<void> {
-    await this.attempt(async () => this.jobChanged(await this.api.cancel(job)));
-  }
-
-  async measure(): Promise<void> {
-    const open = this.current;
-    const version = open?.saver.head;
-    if (!open || !version) return;
-    const rows = await this.api.measure(open.record.id, version).catch(() => null);
-    if (rows && this.current === open) {
-      open.measures = rows;
-      open.measured = version;
-      this.changed();
-    }
-  }
-
-  // --------------------------------------------------------------------------------------------------------------------- comparing
-  async compare(a: string, b: string): Promise<void> {
-    const open = this.current;
-    if (!open) return;
-    await this.attempt(async () => {
-      const [rows, map] = await Promise.all([this.api.compare(open.record.id, a, b), this.api.compareMap(open.record.id, a, b).then(gunzip)]);
-      if (this.current !== open) return;
-      const shown = new Mask(open.grid, open.layout);
-      shown.load(labelsOf(map, open.grid));
-      shown.setSlots([1, 2, 3]);
-      this.doubt = false;
-      this.comparison = { a, b, rows };
-      this.view.setShown({ bytes: shown.picture, colours: COMPARED });
-      this.view.setOpacity(Math.max(0.5, this.settings.opacity));
-      const when = [a, b].map((id) => new Date((open.record.versions.find((v) => v.id === id)?.at ?? 0) * 1000).toLocaleTimeString());
-      this.notice({
-        id: "compare",
-        tone: "info",
-        text: `Comparison. Amber: only in ${when[0]}. Blue: only in ${when[1]}. Green: in both.`,
-        actions: [{ text: "End comparison", run: () => this.stopComparing() }],
-      });
-    });
-    this.changed();
-  }
-
-  /** Whether some version began with a model's answer, whose uncertainty the server may have kept. */
-  get mayDoubt(): boolean {
-    return this.current?.record.versions.some((v) => v.origin.kind === "model") ?? false;
-  }
-
-  async showDoubt(): Promise<void> {
-    const open = this.current;
-    if (this.doubt) return this.stopComparing();
-    if (!open?.saver.head) return;
-    await this.attempt(async () => {
-      const percent = labelsOf(await gunzip(await this.api.uncertainty(open.record.id, open.saver.head!)), open.grid);
-      if (this.current !== open) return;
-      this.stopComparing();
-      const shown = new Mask(open.grid, open.layout);
-      shown.load(percent.map((p) => (p < 5 ? 0 : Math.min(DOUBT.length, Math.ceil((p * DOUBT.length) / 100)))) as Voxels);
-      shown.setSlots(DOUBT.map((_, n) => n + 1));
-      this.doubt = true;
-      this.view.setShown({ bytes: shown.picture, colours: DOUBT });
-      this.view.setOpacity(Math.max(0.6, this.settings.opacity));
-    });
-    this.changed();
-  }
-
-  /** The mask again, after a comparison or the uncertainty. */
-  stopComparing(): void {
-    if (!this.comparison && !this.doubt) return;
-    this.comparison = null;
-    this.doubt = false;
-    this.notices = this.notices.filter((n) => n.id !== "compare");
-    this.view.setShown(null);
-    this.view.setOpacity(this.visible ? this.settings.opacity : 0);
-    this.changed();
-  }
-
   // ----------------------------------------------------------------------------------------------------------------------- the view
   setTool(tool: Tool): void {
     this.tool = tool;
@@ -1086,9 +583,14 @@ export class App implements Host {
     this.view.setOpacity(this.settings.opacity);
   }
 
+  /** Of the mask, as it is shown. */
+  get opacity(): number {
+    return this.visible ? this.settings.opacity : 0;
+  }
+
   toggleVisible(): void {
     this.visible = !this.visible;
-    this.view.setOpacity(this.visible ? this.settings.opacity : 0);
+    this.view.setOpacity(this.opacity);
     this.changed();
   }
 
@@ -1140,12 +642,3 @@ export class App implements Host {
     return this.active.color;
   }
 }
-
-/** Only the first version, only the second, both. */
-export const COMPARED = ["#e9b44c", "#5aa9e6", "#5b8f6b"];
-
-/** From a little unsure to wholly. */
-const DOUBT = Array.from({ length: 20 }, (_, n) => {
-  const t = n / 19;
-  return `#${[60 + 195 * t, 30 + 190 * t * t, 120 * (1 - t) + 20].map((x) => Math.round(x).toString(16).padStart(2, "0")).join("")}`;
-});

@@ -3,6 +3,7 @@
 import type { Job, Status } from "./api";
 import type { App } from "./app";
 import { button, el } from "./dom";
+import { isBusy } from "./jobs";
 import { STATUS } from "./panels";
 
 function dialog(title: string, body: (Node | null)[], actions: HTMLElement[] = []): HTMLDialogElement {
@@ -35,7 +36,7 @@ export function exportDialog(app: App): void {
     () => {
       const chosen = format.querySelector<HTMLInputElement>("input:checked")!.value;
       shown.close();
-      void app.export(chosen, ["all", "this"].includes(which.value) ? null : (which.value as Status), which.value === "this");
+      void app.remote.export(chosen, ["all", "this"].includes(which.value) ? null : (which.value as Status), which.value === "this");
     },
     { class: "primary", id: "export-go" },
   );
@@ -50,7 +51,7 @@ export function trainDialog(app: App): void {
     "Train",
     () => {
       shown.close();
-      void app.train(method.value.trim(), Number(minutes.value));
+      void app.remote.train(method.value.trim(), Number(minutes.value));
     },
     { class: "primary", id: "train-go" },
   );
@@ -65,12 +66,11 @@ export function jobsDialog(app: App): { draw(): void; open: boolean } {
   const list = el("div", { class: "jobs" });
   const shown = dialog("Jobs", [list]);
   const row = (job: Job) => {
-    const busy = job.state === "queued" || job.state === "running";
     const bar = el("progress", { max: 1, value: job.fraction });
     bar.value = job.state === "done" ? 1 : job.fraction;
-    return el("div", { class: `job ${job.state}` }, el("span", { class: "name" }, KINDS[job.kind] ?? job.kind), bar, el("span", { class: "from" }, [job.state, job.text].filter(Boolean).join(": ")), busy ? button("Stop", () => void app.cancel(job.id), { class: "link" }) : job.file ? button("Download", () => app.download(job.id), { class: "link" }) : el("span"));
+    return el("div", { class: `job ${job.state}` }, el("span", { class: "name" }, KINDS[job.kind] ?? job.kind), bar, el("span", { class: "from" }, [job.state, job.text].filter(Boolean).join(": ")), isBusy(job) ? button("Stop", () => void app.jobs.cancel(job.id), { class: "link" }) : job.file ? button("Download", () => app.jobs.download(job.id), { class: "link" }) : el("span"));
   };
-  const draw = () => list.replaceChildren(...(app.jobs.length ? app.jobs.map(row) : [el("p", { class: "quiet" }, "Nothing was asked for yet.")]));
+  const draw = () => list.replaceChildren(...(app.jobs.list.length ? app.jobs.list.map(row) : [el("p", { class: "quiet" }, "Nothing was asked for yet.")]));
   draw();
   return {
     draw,

@@ -9,12 +9,20 @@
 //   provenance.ts what the next version will have come from (pure)
 //   labels.ts     the table of labels, which others change too (pure)
 //   models.ts     which model can do what (pure)
+//   slices.ts     which slices show a label, to fill or to carry on from (pure)
+//   windows.ts    windows of grey values by name (pure)
+//   settings.ts   what a person chose, kept in this browser
 //   events.ts     what the server tells by itself
 //   api.ts        the REST interface, typed
 //   view.ts       NiiVue: image, mask as its drawing, tiles
-//   gradients.ts  what NiiVue need not compute
+//   thrift.ts     what NiiVue need not compute
 //   stage.ts      gestures over the picture, and what was pointed at
-//   app.ts        the state and all actions; panels.ts, dialogs.ts, keys.ts show it and call it
+//   app.ts        the page's state, cases, labels, drawing and prompts; panels.ts, dialogs.ts, keys.ts show it and call it and its parts:
+//   teller.ts     words in passing, notices, whether the server is there
+//   saving.ts     the `Desk` of the open case, its drafts, and what is asked when a save fails
+//   remote.ts     versions and what the server draws, trains and exports
+//   jobs.ts       the server's jobs, and who waits for them
+//   overlay.ts    what is shown instead of the mask: a comparison, the model's uncertainty
 //
 // The mask in memory is the truth while a case is open. NiiVue shows a bitmap of it (only the box of voxels that changed is sent to the
 // graphics); the server gets whole masks as versions, each made from the one before. Nothing is sent anywhere but to the server that the page
@@ -80,8 +88,8 @@ addEventListener("beforeunload", (e) => {
 addEventListener("resize", () => stage.draw());
 
 app.start().catch((error: unknown) => {
-  app.wrong(error);
-  if (!app.notices.length) app.notice({ id: "start", tone: "bad", text: `The annotator could not start. ${(error as Error).message}`, actions: [{ text: "Load the page again", run: () => location.reload() }] });
+  app.teller.wrong(error);
+  if (!app.teller.notices.length) app.teller.notice({ id: "start", tone: "bad", text: `The annotator could not start. ${(error as Error).message}`, actions: [{ text: "Load the page again", run: () => location.reload() }] });
 });
 // the tests' way to see that the page is at rest and what it holds
 Object.assign(window, { vesalius: app });

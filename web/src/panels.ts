@@ -2,11 +2,13 @@
 // when the page changed.
 
 import type { Label, Status, Summary, Version } from "./api";
-import { type App, COMPARED, PRESETS } from "./app";
+import type { App } from "./app";
 import { ago, button, el } from "./dom";
 import { added, changed } from "./labels";
+import { COMPARED } from "./overlay";
 import type { Tool } from "./stage";
 import { PLANES, type Plane } from "./view";
+import { PRESETS } from "./windows";
 
 export interface Part {
   root: HTMLElement;
@@ -47,7 +49,7 @@ export function caseList(app: App): Part {
       { type: "button", class: `case ${open ? "open" : ""}`, role: "option", "aria-selected": String(open), "data-case": c.id, onclick: () => void app.open(c.id) },
       el("span", { class: `dot ${c.status}`, title: STATUS[c.status] }),
       el("span", { class: "name" }, c.name),
-      el("span", { class: "facts" }, [sides, doubt, app.hasDraft(c) ? "not saved" : ""].filter(Boolean).join("   ")),
+      el("span", { class: "facts" }, [sides, doubt, app.saving.hasDraft(c) ? "not saved" : ""].filter(Boolean).join("   ")),
     );
   }
 
@@ -88,8 +90,8 @@ export function toolRail(app: App): Part {
   const tools = TOOLS.map((t) => button(t.text, () => app.setTool(t.id), { icon: t.id, key: t.key, class: "bare tool", id: `tool-${t.id}` }));
   const undo = button("Undo", () => app.undo(), { icon: "undo", key: "Ctrl+Z", class: "bare tool", id: "undo" });
   const redo = button("Redo", () => app.redo(), { icon: "redo", key: "Ctrl+Y", class: "bare tool", id: "redo" });
-  const between = button("Fill the slices between drawn ones", () => void app.interpolate(), { icon: "between", key: "I", class: "bare tool", id: "interpolate" });
-  const carry = button("Carry the mask on through the slices", () => void app.propagate(), { icon: "carry", key: "P", class: "bare tool", id: "propagate" });
+  const between = button("Fill the slices between drawn ones", () => void app.remote.interpolate(), { icon: "between", key: "I", class: "bare tool", id: "interpolate" });
+  const carry = button("Carry the mask on through the slices", () => void app.remote.propagate(), { icon: "carry", key: "P", class: "bare tool", id: "propagate" });
   const line = () => el("hr");
   const root = el("div", { class: "rail", role: "toolbar", "aria-label": "Tools", "aria-orientation": "vertical" }, ...tools, line(), undo, redo, line(), between, carry);
   return {
@@ -180,7 +182,7 @@ export function modelPanel(app: App): Part {
   const ask = el("form", { class: "row", onsubmit: (e: Event) => (e.preventDefault(), app.askText(text.value)) }, text, el("button", { type: "submit", class: "small" }, "Outline"));
   const fresh = button("New object", () => app.finishObject(), { key: "N", class: "small", title: "The next prompt begins another object", id: "new-object" });
   const runs = el("select", { "aria-label": "Model to start from" });
-  const start = button("Run on this case", () => void app.runModel(runs.value), { key: "R", class: "small", id: "run-model" });
+  const start = button("Run on this case", () => void app.remote.run(runs.value), { key: "R", class: "small", id: "run-model" });
   const automatic = el("div", { class: "row" }, runs, start);
   const root = section("Assistant", el("div", { class: "row" }, choice, fresh), ask, state, automatic);
   return {
@@ -212,7 +214,7 @@ export function viewPanel(app: App): Part {
   const opacity = el("input", { type: "range", min: 5, max: 100, step: 5, "aria-label": "Opacity of the mask", id: "opacity", oninput: () => app.setOpacity(Number(opacity.value) / 100) });
   const shown = el("input", { type: "checkbox", onchange: () => app.toggleVisible() });
   const smooth = el("input", { type: "checkbox", onchange: () => app.setSmooth(smooth.checked) });
-  const doubt = el("input", { type: "checkbox", onchange: () => void app.showDoubt() });
+  const doubt = el("input", { type: "checkbox", onchange: () => void app.overlay.showDoubt() });
   const doubtful = el("label", { class: "check", title: "How unsure the model was (U)" }, doubt, "Model's uncertainty");
   const radius = el("input", { type: "range", min: 0, max: 100, step: 1, "aria-label": "Radius of the brush", id: "radius", oninput: () => app.keep({ radius: radiusOf(Number(radius.value)) }) });
   const size = el("output", {});
@@ -253,8 +255,8 @@ export function viewPanel(app: App): Part {
       }
       opacity.value = String(Math.round(app.settings.opacity * 100));
       shown.checked = app.visible;
-      doubtful.hidden = !app.mayDoubt;
-      doubt.checked = app.doubt;
+      doubtful.hidden = !app.overlay.mayDoubt;
+      doubt.checked = app.overlay.doubt;
       smooth.checked = app.settings.smooth;
       radius.value = String(Math.round(50 * Math.log10(app.settings.radius / 0.5)));
       size.textContent = `${app.settings.radius.toPrecision(2)} ${app.unit}`;
@@ -306,16 +308,16 @@ const ORIGINS: Record<string, string> = { manual: "by hand", prompts: "prompts",
 export function versionPanel(app: App): Part {
   const list = el("div", { class: "versions" });
   const table = el("div", { class: "compared" });
-  const compare = button("Compare", () => void app.compare(chosen[0], chosen[1]), { class: "small", id: "compare" });
-  const stop = button("End comparison", () => app.stopComparing(), { class: "small" });
+  const compare = button("Compare", () => void app.overlay.compare(chosen[0], chosen[1]), { class: "small", id: "compare" });
+  const stop = button("End comparison", () => app.overlay.stop(), { class: "small" });
   const actions = el("div", { class: "row" }, compare, stop);
   const file = el("input", { type: "file", accept: ".nii,.gz,.png", hidden: true, "aria-label": "Mask file", id: "mask-file" });
   file.addEventListener("change", () => {
     const chosen = file.files?.[0];
     file.value = "";
-    if (chosen) void app.openFile(chosen);
+    if (chosen) void app.remote.openFile(chosen);
   });
-  const reference = button("Start from the data set's label", () => void app.startFromReference(), { class: "small", id: "reference" });
+  const reference = button("Start from the data set's label", () => void app.remote.startFromReference(), { class: "small", id: "reference" });
   const other = button("Open a mask file…", () => file.click(), { class: "small", title: "A NIfTI or PNG label map of this image", id: "open-mask" });
   const start = el("div", { class: "row wraps" }, reference, other, file);
   const root = section("Versions", list, actions, table, start);
@@ -333,7 +335,7 @@ export function versionPanel(app: App): Part {
     const head = app.current?.saver.head === v.id;
     const box = el("input", { type: "checkbox", "aria-label": "Compare this version", onchange: () => ((chosen = box.checked ? [...chosen, v.id].slice(-2) : chosen.filter((c) => c !== v.id)), draw()) });
     box.checked = chosen.includes(v.id);
-    return el("div", { class: `version ${head ? "head" : ""}` }, box, el("div", {}, el("span", { class: "when" }, ago(v.at), head && el("em", {}, "shown")), el("span", { class: "from" }, origin(v))), head ? null : button("Restore", () => void app.restore(v.id), { class: "link", title: "Show this version again and save it as the newest" }));
+    return el("div", { class: `version ${head ? "head" : ""}` }, box, el("div", {}, el("span", { class: "when" }, ago(v.at), head && el("em", {}, "shown")), el("span", { class: "from" }, origin(v))), head ? null : button("Restore", () => void app.remote.restore(v.id), { class: "link", title: "Show this version again and save it as the newest" }));
   }
 
   function draw(): void {
@@ -347,11 +349,11 @@ export function versionPanel(app: App): Part {
     compare.disabled = chosen.length !== 2;
     compare.title = "Choose two versions";
     actions.hidden = versions.length < 2;
-    stop.hidden = !app.comparison;
+    stop.hidden = !app.overlay.comparison;
     start.hidden = !app.current;
     reference.hidden = !app.current?.record.reference;
-    once(table, app.comparison, () => {
-      const c = app.comparison;
+    once(table, app.overlay.comparison, () => {
+      const c = app.overlay.comparison;
       if (!c) return [];
       const when = (id: string) => ago(versions.find((v) => v.id === id)?.at ?? 0);
       const flat = app.current?.grid.dims === 2;
@@ -425,7 +427,7 @@ export function topBar(app: App, dialogs: { export(): void; train(): void; jobs(
       }
       people.textContent = app.people.length > 1 ? `${app.people.length} people here` : "";
       people.title = app.people.join(", ");
-      const busy = app.jobs.filter((j) => j.state === "running" || j.state === "queued");
+      const { busy } = app.jobs;
       jobs.textContent = busy.length ? `Jobs: ${Math.round(100 * (busy.find((j) => j.state === "running")?.fraction ?? 0))} %` : "Jobs";
       jobs.classList.toggle("busy", busy.length > 0);
       person.textContent = app.settings.user || app.project?.user || "";
@@ -456,8 +458,8 @@ export function notices(app: App): Part {
   return {
     root,
     draw() {
-      once(root, app.notices.map((n) => [n.id, n.text, n.tone, n.actions.map((a) => a.text)]), () =>
-        app.notices.map((n) => el("div", { class: `notice ${n.tone}`, "data-notice": n.id }, el("p", {}, n.text), el("div", { class: "row" }, ...n.actions.map((a) => button(a.text, a.run, { class: "small" }))))),
+      once(root, app.teller.notices.map((n) => [n.id, n.text, n.tone, n.actions.map((a) => a.text)]), () =>
+        app.teller.notices.map((n) => el("div", { class: `notice ${n.tone}`, "data-notice": n.id }, el("p", {}, n.text), el("div", { class: "row" }, ...n.actions.map((a) => button(a.text, a.run, { class: "small" }))))),
       );
     },
   };
@@ -468,9 +470,9 @@ export function toast(app: App): Part {
   return {
     root,
     draw() {
-      root.hidden = !app.toast;
-      root.textContent = app.toast?.text ?? "";
-      root.classList.toggle("bad", app.toast?.bad ?? false);
+      root.hidden = !app.teller.toast;
+      root.textContent = app.teller.toast?.text ?? "";
+      root.classList.toggle("bad", app.teller.toast?.bad ?? false);
     },
   };
 }

@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { bodyOf, eachVoxel, gunzip, gzip, labelsOf } from "../src/codec";
 import { gridOf, offsetOf } from "../src/geometry";
+import { nifti } from "./nifti";
 
 const VOLUME = gridOf({ shape: [3, 4, 5], affine: [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]] });
 const PICTURE = gridOf({ shape: [3, 4], affine: [[1, 0, 0], [0, 1, 0], [0, 0, 1]] });
@@ -41,17 +42,6 @@ describe("packed masks", () => {
     await expect(voxels(VOLUME, { ...mask, low: [0, 0, 0], size: [3, 4, 5] })).rejects.toThrow("complete");
   });
 });
-
-function nifti(sides: number[], type: number, data: Uint8Array | Uint16Array): Uint8Array<ArrayBuffer> {
-  const file = new Uint8Array(352 + data.byteLength);
-  const head = new DataView(file.buffer);
-  head.setInt32(0, 348, true);
-  [sides.length, ...sides].forEach((n, k) => head.setInt16(40 + 2 * k, n, true));
-  head.setInt16(70, type, true);
-  head.setFloat32(108, 352, true);
-  file.set(new Uint8Array(data.buffer), 352);
-  return file;
-}
 
 describe("label maps", () => {
   it("of volumes come in the file's order and leave in the array's", async () => {
