@@ -561,7 +561,7 @@ def annotate(
     Everything is saved as it is drawn, in versions. VESALIUS_TOKEN sets the link's token.
     """
     try:
-        from .serve.app import serve
+        from .serve.command import serve
 
         folder = serve(data if len(data) > 1 else data[0], project=project, model=model, host=host, port=port, show=open_)
     except ModuleNotFoundError as e:

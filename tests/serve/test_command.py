@@ -20,8 +20,8 @@ from tests.serve.desk import client_of, image_files, project_of, put
 from tests.serve.test_store import block
 from vesalius import cli
 from vesalius.core.errors import DataError, ResourceError, RunError, UsageError
-from vesalius.serve import app
-from vesalius.serve.app import serve
+from vesalius.serve import command
+from vesalius.serve.command import serve
 from vesalius.serve.models import checked_model
 from vesalius.serve.store import Project, manifest_of
 
@@ -41,9 +41,9 @@ def answered(url, token=""):
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_told_to_end(tmp_path, way):
     files = image_files(tmp_path, 2, dims=2)
-    command = [BIN, "annotate", *files, "--port", "0", "--project", tmp_path / "p", "--model", "lite-medsam"]
+    line = [BIN, "annotate", *files, "--port", "0", "--project", tmp_path / "p", "--model", "lite-medsam"]
     env = {k: v for k, v in os.environ.items() if k != "VESALIUS_TOKEN"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         try:
             said = process.stdout.readline()
             at, token = re.search(r"Open (http://127\.0\.0\.1:\d+)/open\?token=([\w-]{40,})", said).groups()
@@ -101,7 +101,7 @@ def test_what_cannot_be_is_said_before_a_project_is_made(tmp_path):
 def test_one_annotator_a_project_and_one_data_set(tmp_path):
     files = image_files(tmp_path, 2, dims=2)
     folder = tmp_path / "p"
-    with app._held(folder), pytest.raises(RunError, match=r"another annotator has this project open; found process \d+.*--project"):
+    with command._held(folder), pytest.raises(RunError, match=r"another annotator has this project open; found process \d+.*--project"):
         (folder / ".lock").write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
         serve(files, project=folder, port=0)
     (folder / ".lock").unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def test_one_annotator_a_project_and_one_data_set(tmp_path):
 
 
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "vesalius.serve.app")
+    monkeypatch.delitem(sys.modules, "vesalius.serve.command")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(UsageError, match=r"found no uvicorn. Run: pip install 'vesalius\[serve\]'"):
         cli.annotate([str(tmp_path)])
@@ -123,13 +123,13 @@ def test_the_token_is_on_no_command_line(tmp_path, monkeypatch):
 
     opened = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
-    with app._shown("http://127.0.0.1:1/open?token=SECRET&x", tmp_path):
+    with command._shown("http://127.0.0.1:1/open?token=SECRET&x", tmp_path):
         way = tmp_path / "open.html"
         assert "token=SECRET&amp;x" in way.read_text() and stat.S_IMODE(way.stat().st_mode) == 0o600
     assert not way.exists() and "SECRET" not in str(opened)
-    with app._listening("127.0.0.1", 0) as listener:
+    with command._listening("127.0.0.1", 0) as listener:
         assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "small answers do not wait"
-    assert app._hosts("127.0.0.1") == ["127.0.0.1"] and app._hosts("0.0.0.0")[0] == socket.gethostname().lower()
+    assert command._hosts("127.0.0.1") == ["127.0.0.1"] and command._hosts("0.0.0.0")[0] == socket.gethostname().lower()
 
 
 @pytest.mark.parametrize("ending", ["", ".dcm"])

@@ -18,7 +18,7 @@ from vesalius import io
 from vesalius.core.errors import DataError
 from vesalius.core.geometry import Geometry
 from vesalius.datasets import open_dataset, read_case
-from vesalius.serve import store, wire
+from vesalius.serve import loose, wire
 from vesalius.serve.store import Project, manifest_of
 
 
@@ -193,7 +193,7 @@ def test_a_folder_without_images_beside_series_is_named_and_left_out(tmp_path, m
     def damaged(folder):
         raise DataError("the DICOM header is damaged", where=folder)
 
-    monkeypatch.setattr(store, "series_in", damaged)
+    monkeypatch.setattr(loose, "series_in", damaged)
     with pytest.raises(DataError, match="header is damaged"):
         manifest_of(tmp_path)
 

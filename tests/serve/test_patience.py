@@ -8,7 +8,7 @@ import pytest
 import uvicorn
 
 from tests.serve.desk import image_files
-from vesalius.serve import app, patience
+from vesalius.serve import command, patience
 
 
 async def hello(scope, receive, send):
@@ -78,6 +78,6 @@ def test_half_said_requests_keep_nobody_out(port, monkeypatch):
 
 def test_the_annotator_serves_so(tmp_path, monkeypatch):
     served = []
-    monkeypatch.setattr(app._Server, "run", lambda self, sockets: served.append(self.config.http))
-    app.serve(image_files(tmp_path, 1, dims=2), project=tmp_path / "p", port=0)
+    monkeypatch.setattr(command._Server, "run", lambda self, sockets: served.append(self.config.http))
+    command.serve(image_files(tmp_path, 1, dims=2), project=tmp_path / "p", port=0)
     assert served == [patience.Impatient]

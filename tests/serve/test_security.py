@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.serve.desk import TOKEN, VOLUME, client_of, project_of, put, raw
-from vesalius.core.errors import UsageError
-from vesalius.serve import security, store
+from vesalius.core.errors import DataError, UsageError
+from vesalius.serve import security
 from vesalius.serve.security import MOST_BODY, Gate, Guard, new_token
 from vesalius.serve.wire import in_folder
 
@@ -172,7 +172,7 @@ def test_links_out_of_the_project_are_not_followed(client, project, tmp_path):
     file.symlink_to(secret)
     answer = client.get("/api/cases/c1/label")
     assert answer.status_code == 400 and b"secret" not in answer.content
-    with pytest.raises(store.DataError, match="does not lie"):
+    with pytest.raises(DataError, match="does not lie"):
         in_folder(file, project.folder)
 
 

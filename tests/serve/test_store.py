@@ -13,8 +13,10 @@ from tests.serve.desk import PICTURE, VOLUME, client_of, image_files, project_of
 from vesalius import io
 from vesalius.core.errors import DataError, ResourceError
 from vesalius.core.geometry import Geometry
-from vesalius.serve import store, wire
-from vesalius.serve.store import Conflict, Project, manifest_of
+from vesalius.serve import database, wire
+from vesalius.serve.labels import values_of
+from vesalius.serve.records import Conflict
+from vesalius.serve.store import Project, manifest_of
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def test_a_crash_between_mask_and_row_loses_nothing(tmp_path, monkeypatch):
     def killed():
         raise Killed
 
-    monkeypatch.setattr(project, "_writing", killed)
+    monkeypatch.setattr(project.database, "writing", killed)
     with pytest.raises(Killed):
         project.save("c1", np.zeros_like(block()), base, user="a")
     (project.folder / "masks" / "c1" / ".tmp-1-half.nii.gz").write_bytes(b"half")
@@ -175,15 +177,15 @@ def test_a_full_disk_is_said_and_what_was_there_stays(project, client, monkeypat
 
             full.setattr(sys.modules["vesalius.io.atomic"], "_flush", no_space)
         else:
-            project.engine.dispose()
-            real = store._prepare
+            project.database.engine.dispose()
+            real = database._prepare
 
             def tiny(connection, record):
                 real(connection, record)
                 pages = connection.execute("PRAGMA page_count").fetchone()[0]
                 connection.execute(f"PRAGMA max_page_count={pages}")
 
-            store.sql.event.listen(project.engine, "connect", tiny)
+            database.sql.event.listen(project.database.engine, "connect", tiny)
         masks = [block(shape=VOLUME.shape) * (np.arange(VOLUME.shape[0]) > k % 9).reshape(-1, 1, 1) for k in range(60)]
         sent = masks[:1] if where == "mask" else masks
         answers = [put(client, "c1", mask.astype(np.uint8), parent=base, **{"x-user": "u" * 60}) for mask in sent]
@@ -288,9 +290,9 @@ def test_what_can_be_opened(tmp_path):
         manifest_of([tmp_path / "a", tmp_path / "b"])
     phantom = Project(tmp_path / "p", manifest_of("phantom:polyp?cases=3"))
     sent = client_of(phantom).get("/api/cases/c1/image/RGB")
-    assert sent.status_code == 200 and phantom.brings_label(phantom.entry("c1")), "made, not read from a file"
+    assert sent.status_code == 200 and phantom.originals.brings_label(phantom.entry("c1")), "made, not read from a file"
     label = phantom.reference("c1")
-    assert label is not None and np.array_equal(phantom.to_values(label), label.data)
+    assert label is not None and np.array_equal(values_of(label, phantom.labels), label.data)
     with pytest.raises(ResourceError):
         (tmp_path / "file").write_text("")
         Project(tmp_path / "file", loose)

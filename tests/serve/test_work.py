@@ -33,7 +33,8 @@ from vesalius.serve.events import Hub
 from vesalius.serve.export import file_names, how_made, run_lengths
 from vesalius.serve.jobs import Cancelled, Job, Jobs, train_apart
 from vesalius.serve.models import Loaded, Model, Models, checkpoint_of
-from vesalius.serve.store import Entry, Project, Version, manifest_of
+from vesalius.serve.records import Entry, Version
+from vesalius.serve.store import Project, manifest_of
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
 """The annotator's server: a project folder, sessions with promptable models, background jobs, and their REST surface.
 
-``uvicorn`` and ``fastapi`` (extra ``serve``) are needed by ``app`` only; importing this package loads nothing.
+``uvicorn`` and ``fastapi`` (extra ``serve``) are needed by ``command``, ``app`` and the routes only; importing this package loads nothing.
 """

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.case import Case
 from ..core.errors import UsageError
-from .store import Entry
+from .records import Entry
 
 STRATEGIES = ("order", "uncertainty", "diversity")
 _SIDE = 8

@@ -22,7 +22,8 @@ from ..core.geometry import Geometry
 from ..core.manifest import CaseRef, Manifest
 from ..datasets import write_dataset
 from ..ops.components import bounding_box, components
-from .store import Entry, Project
+from .records import Entry
+from .store import Project
 
 FORMATS = ("nifti", "dicomseg", "rtstruct", "png", "coco", "dataset")
 Step = Callable[[float, str], None]
@@ -114,7 +115,7 @@ def _nifti(project: Project, entries: Sequence[Entry], folder: Path, step: Step)
 
 def _dicom(project: Project, entries: Sequence[Entry], folder: Path, step: Step, format: str) -> None:
     """An object a case, on the slices of its series; empty masks, of which there is no valid object, are listed in empty.json."""
-    sources = [project.series(e, format) for e in entries]
+    sources = [project.originals.series(e, format) for e in entries]
     write = io.write_dicom_seg if format == "dicomseg" else io.write_rtstruct
     colours = {x.name: tuple(bytes.fromhex(x.color[1:])) for x in project.labels}
     empty = []
@@ -159,7 +160,7 @@ def _png(project: Project, entries: Sequence[Entry], folder: Path, step: Step) -
 def _coco(project: Project, entries: Sequence[Entry], folder: Path, step: Step) -> None:
     """COCO JSON of pictures by the names of their files: an annotation a connected piece, as run lengths down the columns, which keep
     every pixel and hole."""
-    images, annotations, names = [], [], {e.id: project.source(e) for e in entries}
+    images, annotations, names = [], [], {e.id: project.originals.source(e) for e in entries}
     taken = Counter(file.name for file in names.values() if file is not None)
     for k, e in enumerate(entries, 1):
         step(k / (len(entries) + 1), "writing outlines")

@@ -9,7 +9,8 @@ from .. import io
 from ..core.case import Case
 from ..core.errors import UsageError
 from .active import Pictures
-from .store import Missing, Project
+from .records import Missing
+from .store import Project
 from .wire import check_weight, encode, in_folder
 
 MOST_COARSE = 128  # voxels that a side of a coarse image has at most
@@ -46,16 +47,16 @@ class Images:
 
     def _target(self, case: str, channel: str, end: str) -> Path:
         entry = self.project.entry(case)
-        names = self.project.channels(entry)
+        names = self.project.originals.channels(entry)
         if channel not in names:
             raise Missing("the case has no such image", fix="open the case again")
-        name = f"{names.index(channel)}-{self.project.stamp(entry, channel)}{end}.nii.gz"
+        name = f"{names.index(channel)}-{self.project.originals.stamp(entry, channel)}{end}.nii.gz"
         return self.project.folder / "cache" / entry.id / name
 
     def _read(self, case: str, channel: str, whole: Path) -> Case:
         if self._held is not None and self._held[0] == whole:
             return self._held[1]
-        promised = self.project.promise(self.project.entry(case), channel)
+        promised = self.project.originals.promise(self.project.entry(case), channel)
         if promised is not None:
             check_weight(*promised)
         read = self.project.read(case)

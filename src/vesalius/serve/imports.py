@@ -1,15 +1,18 @@
-"""A label map that somebody brings as a file, read with every check that files get and put on the image's own grid."""
+"""Files that somebody brings, read with every check that files get: a label map, put on an image's own grid, and an image."""
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import numpy as np
 
 from .. import io
+from ..core.case import Image
 from ..core.errors import DataError, GeometryError, UsageError, VesaliusError
 from ..core.geometry import Geometry, resample
+from ..core.manifest import Manifest
 from .wire import check_weight
 
 ENDINGS = (".nii.gz", ".nii", ".png")
@@ -65,3 +68,18 @@ def _on(values: np.ndarray, grid: Geometry, geometry: Geometry) -> np.ndarray:
             "the mask does not overlap the image", where=_WHERE, found=grid.describe(), allowed=geometry.describe(), fix=fix
         )
     return out
+
+
+def taken_in(content: bytes, folder: Path, manifest: Manifest) -> tuple[Path, Image]:
+    """The file that an uploaded NIfTI becomes, and its image, which fits the data; one that cannot be read leaves no file."""
+    path = folder / (secrets.token_hex(8) + (".nii.gz" if content[:2] == b"\x1f\x8b" else ".nii"))
+    io.atomic_write_bytes(path, content)
+    try:
+        sides, grid, dtype = io.header(path)
+        check_weight(sides, dtype)
+        if grid.ndim != min(manifest.dims, 3):
+            raise GeometryError("the image has other dimensions than this project's", found=f"{grid.ndim}D")
+        return path, io.read_image(path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -20,8 +20,8 @@ from typing import Any
 
 from ..core.errors import ResourceError, RunError, UsageError, VesaliusError
 from ..engine.progress import Progress
+from .records import Missing
 from .security import log
-from .store import Missing
 
 MOST_JOBS = 200  # that are remembered
 MOST_WAITING = 50

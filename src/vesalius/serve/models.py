@@ -18,7 +18,8 @@ from ..core.manifest import Manifest
 from ..core.method import Method
 from ..core.plan import Plan
 from ..engine import api
-from .store import Missing, Project
+from .records import Missing
+from .store import Project
 
 ZERO_SHOT = ("lite-medsam",)
 OF_CHECKPOINTS = "sam4mis"  # the method that asks any SAM checkpoint

@@ -13,6 +13,7 @@ from ..core.errors import UsageError
 from ..core.geometry import Geometry, coarsest
 from ..core.prompt import Box, Point, Prompt
 from ..engine.infer import infer
+from .labels import values_of
 from .sessions import Prompted
 from .work import Desk
 
@@ -28,7 +29,7 @@ def answer(desk: Desk, key: str, image: Case, model: str, params: dict) -> tuple
         name = wanted if isinstance(wanted, str) and wanted in names else next(iter(names))
         return _to_prompts(desk, key, image, model, params, name, names[name]), {"label_names": {name: names[name]}}
     loaded = desk.models.load(model, image)
-    mask = desk.project.to_values(infer(loaded.method, image, loaded.plan).label)
+    mask = values_of(infer(loaded.method, image, loaded.plan).label, desk.project.labels)
     there = set(np.unique(mask).tolist())
     return mask, {"label_names": {name: value for name, value in names.items() if value in there}}  # the client counts them
 

@@ -20,8 +20,10 @@ from .. import io
 from ..core.case import Case
 from ..core.errors import DataError
 from ..io import dicom
+from .imports import taken_in
+from .records import Entry, Missing
 from .security import shown_name
-from .store import Entry, Missing, Project
+from .store import Project
 
 MOST_SESSIONS = 32
 _MOST_KNOWN = 4096  # clients with a case
@@ -75,7 +77,7 @@ class Clients:
         if entry.id not in self.series:
             self.series[entry.id] = ""
             with suppress(DataError, OSError):
-                self.series[entry.id] = _uid_of(self.project.series(entry, "UID"))
+                self.series[entry.id] = _uid_of(self.project.originals.series(entry, "UID"))
         return self.series[entry.id] == uid
 
     def offer(self, client: Who, case: str) -> None:
@@ -100,7 +102,7 @@ class Clients:
         alike = [e for e in self.project.entries() if pattern.fullmatch(e.name)] if name else []
         if not alike:
             return None
-        path, image = self.project.taken_in(content, self.project.folder / "uploads")
+        path, image = taken_in(content, self.project.folder / "uploads", self.project.manifest)
         path.unlink()
         for entry in alike:
             case = self.project.read(entry.id)
@@ -120,7 +122,7 @@ class Uploads:
 
     def add(self, content: bytes) -> str:
         """A session with an image; the oldest one ends where there are too many. Raises as ``Project.add``."""
-        session, (path, _) = secrets.token_hex(8), self.project.taken_in(content, self.folder)
+        session, (path, _) = secrets.token_hex(8), taken_in(content, self.folder, self.project.manifest)
         with self.lock:
             self.held[session] = path
             old = [self.held.popitem(last=False)[1] for _ in range(len(self.held) - MOST_SESSIONS)]

@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ..core.errors import DataError, UsageError
 from ..core.geometry import Geometry
-from .store import Label
+from .labels import Label
 from .wire import encode, shown_affine
 
 GZIP, BYTES = "application/gzip", "application/octet-stream"

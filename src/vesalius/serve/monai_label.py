@@ -22,8 +22,8 @@ from .monai_answer import answer
 from .monai_clients import Clients, Uploads, who
 from .monai_forms import GZIP, file_in, form_of, params_in, params_of, parts, sent, with_our_values, written
 from .monai_training import TRAINER, Anything, add_training
+from .records import Conflict
 from .security import LOCAL, Guard
-from .store import Conflict
 from .wire import decode_mask, encode
 from .work import Desk
 
@@ -213,7 +213,7 @@ def _add_answers(app: FastAPI, desk: Desk, clients: Clients, uploads: Uploads) -
 
 
 def _image(desk: Desk, case: str) -> Path:
-    return desk.images.whole(case, desk.project.channels(desk.project.entry(case))[0])
+    return desk.images.whole(case, desk.project.originals.channels(desk.project.entry(case))[0])
 
 
 def _tags(head: str | None) -> dict:

@@ -27,7 +27,8 @@ from ..engine.embeddings import Embeddings, nbytes
 from ..engine.interact import SequenceSession, Session, TextSession, takes_words
 from ..ops import prompts as users
 from .models import Loaded, Models
-from .store import Missing, Project
+from .records import Missing
+from .store import Project
 from .wire import packed, unpacked
 
 MOST_SESSIONS = 64

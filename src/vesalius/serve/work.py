@@ -21,9 +21,11 @@ from ..engine.infer import infer
 from . import active, export
 from .images import Images
 from .jobs import Job, train_apart
+from .labels import values_of
 from .models import Models
+from .records import Conflict, Entry, Version
 from .sessions import Prompted, Sessions, carry, propagate
-from .store import Conflict, Entry, Project, Version
+from .store import Project
 from .wire import encode
 
 MOST_SCORED = 32  # open cases that a new model is asked about
@@ -55,7 +57,7 @@ class Desk:
         if answer.label is None:
             raise DataError("this model gives no masks")
         job.say(0.9, "saving")
-        kept = self.keep(case, self.project.to_values(answer.label), parent, user, {"kind": "model", "model": model})
+        kept = self.keep(case, values_of(answer.label, self.project.labels), parent, user, {"kind": "model", "model": model})
         if doubt is not None:
             percent = encode((100 * doubt.data).round().astype(np.uint8), doubt.geometry)
             io.atomic_write_bytes(self.project.folder / "doubt" / case / f"{kept['version']}.nii.gz", percent)
