@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 from tests.serve.browser import Browser, annotating  # noqa: E402 - lends its driver
 from tests.serve.test_page import saved, spots  # noqa: E402
 from vesalius import io  # noqa: E402
-from vesalius.serve.store import Project, manifest_of  # noqa: E402
+from vesalius.serve.sources import manifest_of  # noqa: E402
+from vesalius.serve.store import Project  # noqa: E402
 
 DATA, OUT = ROOT.parent / "shared" / "data", ROOT / "docs" / "img"
 PICTURES, CT = DATA / "2d" / "busi_seg", DATA / "3d" / "totalseg_examples"

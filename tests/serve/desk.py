@@ -16,7 +16,8 @@ from vesalius.methods.learned import ReferringSegmenter
 from vesalius.serve.app import create_app
 from vesalius.serve.models import Loaded, Model, Models
 from vesalius.serve.security import Guard
-from vesalius.serve.store import Project, manifest_of
+from vesalius.serve.sources import manifest_of
+from vesalius.serve.store import Project
 
 TOKEN = "a token that tests use"
 VOLUME = Geometry((20, 16, 12), np.array([[-1.5, 0, 0, 10.0], [0, -1.5, 0, 20.0], [0, 0, 3.0, -30.0], [0, 0, 0, 1]]))  # LPS, thick slices

@@ -23,7 +23,8 @@ from vesalius.core.errors import DataError, ResourceError, RunError, UsageError
 from vesalius.serve import command
 from vesalius.serve.command import serve
 from vesalius.serve.models import checked_model
-from vesalius.serve.store import Project, manifest_of
+from vesalius.serve.sources import manifest_of
+from vesalius.serve.store import Project
 
 BIN = Path(sys.executable).with_name("vesalius")
 

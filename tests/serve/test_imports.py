@@ -18,8 +18,9 @@ from vesalius import io
 from vesalius.core.errors import DataError
 from vesalius.core.geometry import Geometry
 from vesalius.datasets import open_dataset, read_case
-from vesalius.serve import loose, wire
-from vesalius.serve.store import Project, manifest_of
+from vesalius.serve import sources, wire
+from vesalius.serve.sources import manifest_of
+from vesalius.serve.store import Project
 
 
 def bring(client, content, name="mask.nii.gz", parent="none", case="c1"):
@@ -193,7 +194,7 @@ def test_a_folder_without_images_beside_series_is_named_and_left_out(tmp_path, m
     def damaged(folder):
         raise DataError("the DICOM header is damaged", where=folder)
 
-    monkeypatch.setattr(loose, "series_in", damaged)
+    monkeypatch.setattr(sources, "series_in", damaged)
     with pytest.raises(DataError, match="header is damaged"):
         manifest_of(tmp_path)
 

@@ -19,7 +19,8 @@ from vesalius.core.case import LabelMap
 from vesalius.core.geometry import Geometry
 from vesalius.serve import monai_answer, wire
 from vesalius.serve.models import Model, Models
-from vesalius.serve.store import Project, manifest_of
+from vesalius.serve.sources import manifest_of
+from vesalius.serve.store import Project
 
 
 @pytest.fixture

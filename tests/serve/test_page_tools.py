@@ -15,7 +15,8 @@ from vesalius import io
 from vesalius.core.geometry import Geometry
 from vesalius.serve.images import Images
 from vesalius.serve.security import Guard
-from vesalius.serve.store import Project, manifest_of
+from vesalius.serve.sources import manifest_of
+from vesalius.serve.store import Project
 
 pytestmark = first.pytestmark
 browser, opened = first.browser, first.opened

@@ -16,7 +16,8 @@ from vesalius.core.geometry import Geometry
 from vesalius.serve import database, wire
 from vesalius.serve.labels import values_of
 from vesalius.serve.records import Conflict
-from vesalius.serve.store import Project, manifest_of
+from vesalius.serve.sources import manifest_of
+from vesalius.serve.store import Project
 
 
 @pytest.fixture

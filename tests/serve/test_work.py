@@ -34,7 +34,8 @@ from vesalius.serve.export import file_names, how_made, run_lengths
 from vesalius.serve.jobs import Cancelled, Job, Jobs, train_apart
 from vesalius.serve.models import Loaded, Model, Models, checkpoint_of
 from vesalius.serve.records import Entry, Version
-from vesalius.serve.store import Project, manifest_of
+from vesalius.serve.sources import manifest_of
+from vesalius.serve.store import Project
 
 
 @pytest.fixture

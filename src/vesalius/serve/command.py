@@ -21,7 +21,8 @@ from .app import PAGE, create_app
 from .models import Models, add_model, checked_model, checkpoint_of
 from .patience import Impatient
 from .security import LOCAL, Guard, new_token
-from .store import Project, manifest_of
+from .sources import manifest_of
+from .store import Project
 
 
 def serve(

@@ -32,33 +32,16 @@ from ..core.case import Case, LabelMap
 from ..core.errors import DataError, GeometryError, ResourceError, UsageError, VesaliusError
 from ..core.geometry import Geometry
 from ..core.manifest import Manifest
-from ..datasets import open_dataset, read_case
+from ..datasets import read_case
 from .database import CASES, COMMENTS, FACTS, MODELS, VERSIONS, Database, fact
-from .frames import framed
 from .imports import taken_in
 from .labels import Label, LabelsChanged, checked, first_labels, indices_of, labels_version
-from .loose import is_of_series, loose_files, manifest_of_files
 from .originals import Originals
 from .records import Conflict, Entry, Missing, Version
 
 STATUSES = ("todo", "draft", "done", "reviewed")
 MOST_TEXT = 4000  # characters of a comment
 KEPT_EXPORTS = 7 * 86400.0  # seconds that an export's archive stays in the project
-
-
-def manifest_of(data: str | Path | Sequence[str | Path]) -> Manifest:
-    """A dataset, or image files (and folders of them) that lie about: each is a case named after its file, or each of its frames is."""
-    given = [str(d) for d in ([data] if isinstance(data, (str, Path)) else data)]
-    if not given:
-        raise UsageError("nothing to annotate", fix="name a dataset, a folder or image files")
-    if len(given) == 1 and not Path(given[0]).is_file() and not is_of_series(Path(given[0])):
-        try:
-            return framed(open_dataset(given[0]))
-        except DataError:
-            if not loose_files(Path(given[0])):
-                raise
-    files = [file for one in given for file in (loose_files(Path(one)) if Path(one).is_dir() else [Path(one)])]
-    return manifest_of_files(files)
 
 
 class Project:

@@ -1,4 +1,4 @@
-"""Image files that lie about, and DICOM series: each is a case named after its file, or each of its frames is."""
+"""What is given to annotate: a dataset, or image files and DICOM series that lie about."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import io
-from ..core.errors import DataError
+from ..core.errors import DataError, UsageError
 from ..core.manifest import CaseRef, Manifest
+from ..datasets import open_dataset
 from ..datasets.stems import series_in
 from ..io.files import WRITABLE
 from ..io.notes import note
@@ -18,7 +19,22 @@ from .frames import framed
 _IMAGE = "image"  # the channel of a file that comes without a dataset
 
 
-def loose_files(folder: Path) -> list[Path]:
+def manifest_of(data: str | Path | Sequence[str | Path]) -> Manifest:
+    """A dataset, or image files (and folders of them) that lie about: each is a case named after its file, or each of its frames is."""
+    given = [str(d) for d in ([data] if isinstance(data, (str, Path)) else data)]
+    if not given:
+        raise UsageError("nothing to annotate", fix="name a dataset, a folder or image files")
+    if len(given) == 1 and not Path(given[0]).is_file() and not _is_of_series(Path(given[0])):
+        try:
+            return framed(open_dataset(given[0]))
+        except DataError:
+            if not _loose_files(Path(given[0])):
+                raise
+    files = [file for one in given for file in (_loose_files(Path(one)) if Path(one).is_dir() else [Path(one)])]
+    return _manifest_of_files(files)
+
+
+def _loose_files(folder: Path) -> list[Path]:
     """Image files directly in a folder, and DICOM series, also those of its folders."""
     endings = (*WRITABLE, ".jpg", ".jpeg", ".tiff", ".bmp", ".pgm")
     seen = sorted(p for p in folder.glob("*") if not p.name.startswith("."))
@@ -37,7 +53,7 @@ def _series(folder: Path) -> list[Path]:
         return []
 
 
-def is_of_series(folder: Path) -> bool:
+def _is_of_series(folder: Path) -> bool:
     """Whether a folder without a dataset's description holds DICOM series, itself or in its folders: not pictures, one a slice."""
     if not folder.is_dir() or any((folder / name).exists() for name in ("dataset.toml", "dataset.json", "cases.csv", "images")):
         return False
@@ -46,7 +62,7 @@ def is_of_series(folder: Path) -> bool:
         return any(not p.is_file() for one in (folder, *folder.glob("*/")) for p in _series(one))
 
 
-def manifest_of_files(files: Sequence[Path]) -> Manifest:
+def _manifest_of_files(files: Sequence[Path]) -> Manifest:
     """Raises DataError for a file that is not there or is no image, and for pictures among volumes."""
     rows, taken, dims = [], set(), set()
     for file in files:
