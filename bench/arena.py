@@ -60,7 +60,7 @@ VESSELS = ("dsc", "cldice", "betti0_error")
 ARENAS = {
     "kvasir": Arena("Networks on a polyp: Kvasir-SEG", "2d/kvasir_seg", "network", 2),
     "nuclei": Arena("Networks on nuclei: DSB 2018", "2d/dsb2018_nuclei", "network", 1),
-    "hippocampus": Arena("Networks on a small 3D organ: MSD hippocampus", "3d/msd_hippocampus", "network", 1),
+    "hippocampus": Arena("Networks on a small 3D organ: MSD hippocampus", "3d/msd_hippocampus", "network", 3),
     "acdc": Arena("Networks on anisotropic volumes: ACDC", "3d/acdc_scribble", "network", 3),
     "drive": Arena("Objectives, and a network made for vessels: DRIVE", "2d/drive_vessels", "objective", 2, VESSELS, ("scope",)),
     "chase": Arena("Objectives, and a network made for vessels: CHASE_DB1", "2d/chase_db1", "objective", 2, VESSELS, ("scope",)),
