@@ -19,6 +19,7 @@ from pathlib import Path
 
 from vesalius import catalog
 from vesalius.engine.study import find
+from vesalius.metrics.table import metric
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELS = {"dsc": "DSC", "hd95": "HD95 (mm)", "assd": "ASSD (mm)", "iou": "IoU", "nsd": "NSD"}
@@ -193,8 +194,17 @@ def arena(found: dict) -> str:
     first = ", ".join(f"`{r['method']}`" for r in rows[:3])
     lines += ["", "\\* Its code was changed since, and not measured again."] if old else []
     lines += ["", f"Try first: {first}."]
-    lines += [f"Not better than the plain `{baseline}` here, at this length: {', '.join(behind)}."] if behind else []
+    lines += [f"Not better than the plain `{baseline}` in {names[metrics[0]]} here, at this length: {', '.join(behind)}."] if behind else []
+    for m in metrics[1:]:
+        ahead = [f"`{r['method']}`" for r in rows if r["method"] != baseline and _ahead(r["scores"][m], metric(m).better)]
+        lines += [f"Surely better in {names[m]}: {', '.join(ahead)}."] if ahead else []
     return "\n".join(lines) + "\n"
+
+
+def _ahead(v: dict, better: str) -> bool:
+    """Whether the whole interval of a difference to the baseline lies on the better side of 0."""
+    low, high = v["difference_low"], v["difference_high"]
+    return low is not None and (low > 0 if better == "higher" else high < 0)
 
 
 def _sure(v: dict) -> str:
