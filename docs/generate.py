@@ -112,7 +112,8 @@ def proof_table(slug: str) -> str:
         out += [f"| {where} | " + " | ".join(f"{LABELS.get(m, m)} | difference [95 % CI]" for m in metrics) + " |"]
         out += ["|---" * (1 + 2 * len(metrics)) + "|"]
         for arm, entry in result["arms"].items():
-            out.append(f"| {arm} | " + " | ".join(f"{number(entry[m]['mean'])} | {difference(entry[m])}" for m in metrics) + " |")
+            cells = (f"{number(entry[m]['mean'])} | {difference(entry[m], arm == record['baseline'])}" for m in metrics)
+            out.append(f"| {arm} | " + " | ".join(cells) + " |")
         out.append("")
         for e in result["expected"]:
             d = e["difference"]
@@ -127,9 +128,11 @@ def proof_table(slug: str) -> str:
     return "\n".join(out).rstrip()
 
 
-def difference(entry: dict) -> str:
+def difference(entry: dict, baseline: bool) -> str:
     d = entry.get("difference")
-    return "baseline" if not d else f"{number(d['mean'], True)} [{number(d['low'], True)}, {number(d['high'], True)}]"
+    if d:
+        return f"{number(d['mean'], True)} [{number(d['low'], True)}, {number(d['high'], True)}]"
+    return "baseline" if baseline and entry["mean"] is not None else "-"
 
 
 def number(value: float | None, signed: bool = False) -> str:

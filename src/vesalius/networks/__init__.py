@@ -274,6 +274,7 @@ CARDS = (
         gives=("labels", "probability"),
         claim="Residual blocks that keep going in their direction segment better and train more smoothly, with no further parameter.",
         baseline="the same network with plain residual blocks (gamma 0); unet",
+        evidence="proof",
         phantom="polyp",
         small={"depths": (2, 2, 2, 2), "width": 4, "decoder_depth": 1, "memory": "reversible", "lr": 2e-3},
         weights="none; ImageNet weights of ResNet-50 from a local safetensors file (--set pretrained=FILE)",
