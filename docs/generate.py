@@ -117,7 +117,7 @@ def proof_table(slug: str) -> str:
         out.append("")
         for e in result["expected"]:
             d = e["difference"]
-            shown = f"{number(d['mean'], True)} [{number(d['low'], True)}, {number(d['high'], True)}]" if d else "undefined"
+            shown = interval(d["mean"], d["low"], d["high"]) if d else "undefined"
             verdict = "held" if e["held"] else "did not hold"
             than = f"{e['direction']} than"
             if e.get("margin"):
@@ -131,8 +131,12 @@ def proof_table(slug: str) -> str:
 def difference(entry: dict, baseline: bool) -> str:
     d = entry.get("difference")
     if d:
-        return f"{number(d['mean'], True)} [{number(d['low'], True)}, {number(d['high'], True)}]"
+        return interval(d["mean"], d["low"], d["high"])
     return "baseline" if baseline and entry["mean"] is not None else "-"
+
+
+def interval(difference: float, low: float | None, high: float | None) -> str:
+    return f"{number(difference, True)} [{number(low, True)}, {number(high, True)}]"
 
 
 def number(value: float | None, signed: bool = False) -> str:
@@ -207,14 +211,14 @@ def arena(found: dict) -> str:
 def _ahead(v: dict, better: str) -> bool:
     """Whether the whole interval of a difference to the baseline lies on the better side of 0."""
     low, high = v["difference_low"], v["difference_high"]
-    return low is not None and (low > 0 if better == "higher" else high < 0)
+    return low is not None and {"higher": low > 0, "lower": high < 0}.get(better, False)
 
 
 def _sure(v: dict) -> str:
     """A paired difference with its interval, bold where that leaves out 0."""
     if v["difference"] is None:
         return "-"
-    text = f"{number(v['difference'], True)} [{number(v['difference_low'], True)}, {number(v['difference_high'], True)}]"
+    text = interval(v["difference"], v["difference_low"], v["difference_high"])
     return f"**{text}**" if v["difference_low"] is not None and v["difference_low"] * v["difference_high"] > 0 else text
 
 

@@ -227,9 +227,8 @@ export class App implements Host {
       ]);
       if (turn !== this.opening) return;
       this.channel = channel;
-      const mask = new Mask(grid, layout);
+      const mask = new Mask(grid, layout, this.project.labels.map((l) => l.value));
       if (saved) mask.load(labelsOf(saved, grid));
-      mask.setSlots(this.project.labels.map((l) => l.value));
       this.show(picture, grid, layout, mask, this.preset);
       const origin = new Provenance();
       const saver = new Saver<Voxels>(this.saving.desk(record, grid, mask, origin), record.latest);

@@ -16,6 +16,7 @@ export interface Dirty {
   high: Vec3;
 }
 
+/** `values`: as of `setSlots`. */
 export class Mask {
   voxels: Voxels;
   /** One byte a display voxel: the colour slot of its label. */
@@ -27,18 +28,24 @@ export class Mask {
   constructor(
     readonly grid: Grid,
     readonly layout: Layout,
+    values: readonly number[] = [],
   ) {
     const count = grid.shape[0] * grid.shape[1] * grid.shape[2];
     this.voxels = new Uint8Array(count);
     this.picture = new Uint8Array(count);
     this.steps = displaySteps(layout);
+    this.assign(values);
   }
 
   /** Label values in the order of their colour slots, which start at 1; what has no slot is shown in the last one. */
   setSlots(values: readonly number[]): void {
+    this.assign(values);
+    this.repaint();
+  }
+
+  private assign(values: readonly number[]): void {
     this.slots.fill(255, 1);
     values.slice(0, 254).forEach((value, n) => (this.slots[value] = n + 1));
-    this.repaint();
   }
 
   /** All voxels anew, without a change that could be taken back. */

@@ -1,7 +1,7 @@
 // What is shown instead of the mask: how two versions differ, or how unsure the model was.
 
 import type { Api, Compared } from "./api";
-import type { App } from "./app";
+import type { App, Open } from "./app";
 import { gunzip, labelsOf, type Voxels } from "./codec";
 import { Mask } from "./mask";
 import type { View } from "./view";
@@ -42,13 +42,9 @@ export class Overlay {
     await this.page.teller.attempt(async () => {
       const [rows, map] = await Promise.all([this.page.api.compare(open.record.id, a, b), this.page.api.compareMap(open.record.id, a, b).then(gunzip)]);
       if (this.page.current !== open) return;
-      const shown = new Mask(open.grid, open.layout);
-      shown.load(labelsOf(map, open.grid));
-      shown.setSlots([1, 2, 3]);
       this.doubt = false;
       this.comparison = { a, b, rows };
-      this.page.view.setShown({ bytes: shown.picture, colours: COMPARED });
-      this.page.view.setOpacity(Math.max(0.5, this.page.settings.opacity));
+      this.show(open, labelsOf(map, open.grid), COMPARED, 0.5);
       const when = [a, b].map((id) => new Date((open.record.versions.find((v) => v.id === id)?.at ?? 0) * 1000).toLocaleTimeString());
       this.page.teller.notice({
         id: "compare",
@@ -73,14 +69,18 @@ export class Overlay {
       const percent = labelsOf(await gunzip(await this.page.api.uncertainty(open.record.id, open.saver.head!)), open.grid);
       if (this.page.current !== open) return;
       this.stop();
-      const shown = new Mask(open.grid, open.layout);
-      shown.load(percent.map((p) => (p < 5 ? 0 : Math.min(DOUBT.length, Math.ceil((p * DOUBT.length) / 100)))) as Voxels);
-      shown.setSlots(DOUBT.map((_, n) => n + 1));
       this.doubt = true;
-      this.page.view.setShown({ bytes: shown.picture, colours: DOUBT });
-      this.page.view.setOpacity(Math.max(0.6, this.page.settings.opacity));
+      this.show(open, percent.map((p) => (p < 5 ? 0 : Math.min(DOUBT.length, Math.ceil((p * DOUBT.length) / 100)))) as Voxels, DOUBT, 0.6);
     });
     this.page.changed();
+  }
+
+  /** Values of 1 and more in these colours, at least so opaque. */
+  private show(open: Open, voxels: Voxels, colours: readonly string[], opacity: number): void {
+    const shown = new Mask(open.grid, open.layout, colours.map((_, n) => n + 1));
+    shown.load(voxels);
+    this.page.view.setShown({ bytes: shown.picture, colours });
+    this.page.view.setOpacity(Math.max(opacity, this.page.settings.opacity));
   }
 
   /** The mask again. */

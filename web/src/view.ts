@@ -103,7 +103,7 @@ export class View {
 
   async start(): Promise<void> {
     await this.nv.attachToCanvas(this.canvas, true);
-    thrifty(this.nv, (image) => this.software && image.hdr?.datatypeCode !== RGB && this.grid !== null && isLarge(this.grid));
+    thrifty(this.nv, (image) => image.hdr?.datatypeCode !== RGB && this.grid !== null && this.slow(this.grid));
     const { gl } = this.nv;
     const named = gl.getExtension("WEBGL_debug_renderer_info");
     this.software = /swiftshader|llvmpipe|software|basic render/i.test(String(gl.getParameter(named?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER)));
@@ -164,7 +164,12 @@ export class View {
 
   /** Whether the planes have a 3D picture beside them: without a graphics card it takes a second at every step through a large image. */
   rendered(grid: Grid): boolean {
-    return !this.software || !isLarge(grid);
+    return !this.slow(grid);
+  }
+
+  /** Whether it takes seconds to go over all voxels. */
+  private slow(grid: Grid): boolean {
+    return this.software && isLarge(grid);
   }
 
   clear(): void {
