@@ -74,6 +74,18 @@ def test_minutes_do_not_change_volumes(cores):
     assert planned(manifest)[1].kept == {}
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing", "first"),
+    [((512, 512, 7), (1, 1, 1), (3, 3, 3)), ((10, 200, 200), (10, 1.5, 1.5), (1, 3, 3)), ((300, 300, 6), (3, 3, 1), (1, 1, 3))],
+    ids=["thin slab", "thick slices", "thin slab of coarse pixels"],
+)
+def test_an_axis_is_convolved_along_once_it_was_and_wherever_it_is_halved(shape, spacing, first):
+    _, strides, kernels = planning._topology(np.array(shape), np.array(spacing), 64**3)
+    assert kernels[0] == first and len(strides) == len(kernels) > 3
+    for before, now, step in zip(kernels[:-1], kernels[1:], strides[1:], strict=True):
+        assert all(k >= max(b, s) for b, k, s in zip(before, now, step, strict=True)), (strides, kernels)
+
+
 def test_the_facts_survive_their_file(tmp_path):
     facts = planned(pictures(tmp_path, disc()))[1]
     assert Fingerprint.from_json(json.loads(json.dumps(facts.to_json()))) == facts

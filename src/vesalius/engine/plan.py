@@ -137,7 +137,8 @@ def _spacing(facts: Fingerprint) -> tuple[np.ndarray, str]:
 
 def _topology(size: np.ndarray, spacing: np.ndarray, voxels: int) -> tuple[tuple[int, ...], tuple, tuple]:
     """Patch, strides and kernels: shrink the median case to the voxel budget keeping its shape in mm, halve each axis while at least 4
-    voxels remain and the spacing is within a factor two of the finest; kernels are 1 along an axis that is still too coarse."""
+    voxels remain and the spacing is within a factor two of the finest; kernels are 1 along an axis until its spacing is so, or it is
+    halved, and 3 from there on, however thin the finest axis is (nnU-Net)."""
     d = len(size)
     patch = np.asarray(size, float)
     if patch.prod() > voxels:
@@ -150,15 +151,17 @@ def _topology(size: np.ndarray, spacing: np.ndarray, voxels: int) -> tuple[tuple
             edge *= (voxels / np.prod(side / spacing)) ** (1 / d)
         patch = np.minimum(mm, edge) / spacing
     patch = np.maximum(patch, 1)
-    strides, kernels, now, mm = [(1,) * d], [], patch.copy(), np.asarray(spacing, float).copy()
-    kernels.append(tuple(1 if s > 2 * mm.min() else 3 for s in mm))
+    now, mm = patch.copy(), np.asarray(spacing, float).copy()
+    strides, wide = [(1,) * d], mm <= 2 * mm.min()
+    kernels = [tuple(np.where(wide, 3, 1).tolist())]
     while len(strides) < 6:
         step = [2 if n >= 8 and s <= 2 * mm[now >= 8].min() else 1 for n, s in zip(now, mm, strict=True)] if (now >= 8).any() else [1] * d
         if max(step) == 1:
             break
         now, mm = now / step, mm * step
         strides.append(tuple(step))
-        kernels.append(tuple(1 if s > 2 * mm.min() and n > 4 else 3 for s, n in zip(mm, now, strict=True)))
+        wide |= (mm <= 2 * mm.min()) | (np.asarray(step) > 1)
+        kernels.append(tuple(np.where(wide, 3, 1).tolist()))
     multiple = np.prod(strides, axis=0)
     return tuple(int(np.ceil(round(p) / m) * m) for p, m in zip(patch, multiple, strict=True)), tuple(strides), tuple(kernels)
 
