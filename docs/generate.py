@@ -172,10 +172,12 @@ def arena(found: dict) -> str:
     names = {**LABELS, "cldice": "clDice", "betti0_error": "Betti-0 error"}
     baseline, metrics, rows = found["rows"][0]["method"], found["metrics"], sorted(found["rows"], key=lambda r: r["place"])
     lines = [f"# {found['title']}", ""]
+    spacing = found.get("plan", {}).get("grid", {}).get("spacing")
+    voxels = f", voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm" if spacing else ""
     lines += [
         f"`{found['command']}`: {found['minutes']:g} minute{'s' * (found['minutes'] != 1)} a training on {found['machine']}, "
-        f"{found['seeds']} seeds, one plan (patch "
-        f"{' x '.join(map(str, found['patch']))}), {found['tests']} test patients; {found['date']}. Means with 95 % intervals (bootstrap "
+        f"{found['seeds']} seeds, one plan (patch {' x '.join(map(str, found['patch']))}{voxels}), {found['tests']} test patients; "
+        f"{found['date']}. Means with 95 % intervals (bootstrap "
         f"over patients); a difference to `{baseline}` whose interval leaves out 0 is in bold. Place: by mean rank of {names[metrics[0]]}; "
         f"kept: share of bootstrap samples in which it keeps that place (Kendall's tau of whole rankings {number(found['tau'])}). GFLOPs: "
         "predicting one patch.",
