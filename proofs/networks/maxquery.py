@@ -124,7 +124,7 @@ def study() -> Study:
         ),
         metrics=("auroc", "auprc", "fpr95", "auroc in organ", "dsc", "queries apart", "queries on lesions"),
         seeds=3,
-        iterations=240,
+        iterations=800,
         plan={"patch": (96, 96), "features": (8, 16, 32, 64), "batch": 8, "precision": "32", "test_mirror": ()},
         measure=measure,
     )

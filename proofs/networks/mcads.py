@@ -25,7 +25,10 @@ def study() -> Study:
             Arm("depth-to-space", "mcads", {**BUDGET, "attention": False}),
             Arm("mcads", "mcads", BUDGET),
         ),
-        data=(Data("../shared/data/2d/dsb2018_nuclei", plan={"grid": LongestSide(112)}),),
+        data=(
+            Data("../shared/data/2d/dsb2018_nuclei", plan={"grid": LongestSide(112)}),
+            Data("../shared/data/2d/monuseg_nuclei", plan={"grid": LongestSide(256)}, iterations=400),
+        ),
         baseline="bilinear",
         expects=(
             Expect("mcads", "dsc", "higher"),

@@ -26,7 +26,10 @@ def study() -> Study:
             Arm("plain skips", "transdae", {**BUDGET, "skips": "plain"}),
             Arm("transdae", "transdae", BUDGET),
         ),
-        data=(Data("../shared/data/3d/msd_hippocampus", plan={"grid": Spacing(1.0, 0.55, 0.55), "patch": (6, 96, 64)}),),
+        data=(
+            Data("../shared/data/3d/msd_hippocampus", plan={"grid": Spacing(1.0, 0.55, 0.55), "patch": (6, 96, 64)}),
+            Data("../shared/data/3d/acdc_scribble", plan={"grid": Spacing(10.0, 3.0, 3.0), "patch": (8, 64, 64)}, iterations=500),
+        ),
         baseline="channel attention",
         expects=(
             Expect("transdae", "dsc", "higher"),
