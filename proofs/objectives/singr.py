@@ -31,6 +31,6 @@ def study() -> Study:
         ),
         metrics=("dsc", "hd95", "assd"),
         seeds=3,
-        iterations=1000,
+        iterations=250,
         plan={"patch": (24, 24, 24), "features": (8, 16, 32), "overlap": 0.25, "test_mirror": ()},
     )
