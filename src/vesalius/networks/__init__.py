@@ -416,6 +416,7 @@ CARDS = (
         gives=("labels", "probability"),
         claim="Attention that is local and dilated by turns segments better than local attention, at the same cost.",
         baseline="the same network with local windows only, and with shifted ones; unet",
+        evidence="proof",
         phantom="shapes-3d",
         small={"width": 12, "depths": (2, 2), "heads": (1, 2), "patch": (2, 2, 2), "lr": 2e-3},
         weights="none",
