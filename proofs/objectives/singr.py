@@ -1,5 +1,6 @@
 """SiNGR's claim: geodesic certainty teaches borders better than hard labels. The same U-Net, rate and steps in all arms.
 
+Certainty is learnt more slowly than hard labels: after 250 steps on the hippocampus it is .08 DSC behind, hence a longer training there.
 BraTS, the paper's data, is not among ours but for one case to train on and one to test: nothing could be said of one patient.
 """
 
@@ -20,7 +21,7 @@ def study() -> Study:
         ),
         data=(
             Data("phantom:shapes-3d?cases=30&corruption=blur&corrupted=all&severity=3"),
-            Data("../shared/data/3d/msd_hippocampus"),
+            Data("../shared/data/3d/msd_hippocampus", iterations=1000),
         ),
         baseline="hard labels",
         expects=(
